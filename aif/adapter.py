@@ -1,0 +1,120 @@
+"""Adapters as data: low-rank factors and steering vectors in a dict of stacked arrays.
+
+    {"q": {"a": [L, in, r], "b": [L, r, out], "scale": [L]}, ..., "vector": {"u": [L, D], "scale": [L]}}
+
+A low-rank target adds `scale (x A) B` to its linear layer; a vector adds `scale u` to the residual at the block's
+output. `scale` is a constant of the adapter (alpha / rank, and 0 in layers it leaves alone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from aif.errors import BadInput
+from aif.models.decoder import TARGETS, DecoderConfig
+from aif.types import Adapter
+
+
+def _layer_mask(config: DecoderConfig, layers: Sequence[int] | None) -> Array:
+    wrong = [l for l in layers or () if not 0 <= l < config.layers]
+    if wrong:
+        raise BadInput(f"adapter.layers: layer {wrong[0]} is out of range; the model has layers 0..{config.layers - 1}")
+    chosen = jnp.arange(config.layers) if layers is None else jnp.array(layers)
+    return jnp.zeros(config.layers).at[chosen].set(1.0)
+
+
+def lora(
+    config: DecoderConfig,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] = TARGETS,
+    layers: Sequence[int] | None = None,
+    key: Array,
+) -> Adapter:
+    """A fresh low-rank adapter: A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0, so it starts as the base model bit for bit.
+
+    Source: Hu et al. 2021, section 4.1 (scale = alpha / rank).
+    """
+    wrong = [t for t in targets if t not in TARGETS]
+    if wrong:
+        raise BadInput(f"adapter.targets: no layer is called {wrong[0]!r}; choose from {', '.join(TARGETS)}")
+    scale = _layer_mask(config, layers) * (alpha / rank)
+    adapter: Adapter = {}
+    for number, target in enumerate(targets):
+        wide, out = config.target_shape(target)
+        bound = wide**-0.5
+        a = jax.random.uniform(
+            jax.random.fold_in(key, number), (config.layers, wide, rank), minval=-bound, maxval=bound
+        )
+        adapter[target] = {"a": a, "b": jnp.zeros((config.layers, rank, out)), "scale": scale}
+    return adapter
+
+
+def steering_vector(config: DecoderConfig, *, layers: Sequence[int] | None = None) -> Adapter:
+    """A trainable vector per chosen layer's output, zero at the start."""
+    return {"vector": {"u": jnp.zeros((config.layers, config.width)), "scale": _layer_mask(config, layers)}}
+
+
+def _square_norm(target: dict[str, Array]) -> Float[Array, "L"]:
+    """||scale A B||_F^2 per layer as trace((A^T A)(B B^T)), or ||scale u||^2."""
+    if "u" in target:
+        return jnp.square(target["scale"]) * jnp.sum(jnp.square(target["u"]), axis=-1)
+    gram_a = jnp.einsum("lir,lis->lrs", target["a"], target["a"])
+    gram_b = jnp.einsum("lro,lso->lrs", target["b"], target["b"])
+    return jnp.square(target["scale"]) * jnp.einsum("lrs,lrs->l", gram_a, gram_b)
+
+
+def effective_norm(adapter: Adapter) -> Float[Array, ""]:
+    """sqrt(sum over modules ||scale A B||_F^2), without building A B."""
+    return jnp.sqrt(jnp.maximum(sum(jnp.sum(_square_norm(t)) for t in adapter.values()), 0.0))
+
+
+def rescale(adapter: Adapter, factor: Float[Array, ""] | float) -> Adapter:
+    """The same adapter with `factor` times its effect; only B (or u) is touched."""
+    return {
+        name: {leaf: x * factor if leaf in ("b", "u") else x for leaf, x in target.items()}
+        for name, target in adapter.items()
+    }
+
+
+def to_norm(adapter: Adapter, norm: Float[Array, ""] | float) -> Adapter:
+    """Rescale to an effective norm."""
+    own = effective_norm(adapter)
+    return rescale(adapter, jnp.where(own > 0, norm / jnp.where(own > 0, own, 1.0), 0.0))
+
+
+def random_like(adapter: Adapter, key: Array) -> Adapter:
+    """A Gaussian adapter of the same shape whose effective norm equals the given one, module by module and layer by
+    layer: the equal-norm control."""
+    out: Adapter = {}
+    for number, (name, target) in enumerate(adapter.items()):
+        fresh = dict(target)
+        for leaf_number, leaf in enumerate(x for x in ("a", "b", "u") if x in target):
+            leaf_key = jax.random.fold_in(jax.random.fold_in(key, number), leaf_number)
+            fresh[leaf] = jax.random.normal(leaf_key, target[leaf].shape)
+        ratio = jnp.sqrt(_square_norm(target) / jnp.maximum(_square_norm(fresh), 1e-30))
+        last = "u" if "u" in fresh else "b"
+        fresh[last] = fresh[last] * ratio.reshape(-1, *[1] * (fresh[last].ndim - 1))
+        out[name] = fresh
+    return out
+
+
+def merge(config: DecoderConfig, params: dict, adapter: Adapter) -> dict:
+    """Weights with the low-rank updates added: W + scale A B. A steering vector has no place in W.
+
+    Raises:
+      BadInput: the adapter holds a steering vector.
+    """
+    if "vector" in adapter:
+        raise BadInput("adapter: a steering vector cannot be merged into weights; export it as a control vector")
+    layers = dict(params["layers"])
+    for name, target in adapter.items():
+        delta = jnp.einsum("l,lir,lro->lio", target["scale"], target["a"], target["b"])
+        layers[name] = {**layers[name], "w": layers[name]["w"] + delta}
+    return {**params, "layers": layers}

@@ -1,0 +1,184 @@
+"""From conversations to packed batches: encode once, shuffle, pack and batch with grain.
+
+Rows of `length` tokens are filled first-fit with whole prompts and their responses, so a step costs the same whatever
+the objective and almost no token is padding. The iterator's state is small and restores exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from aif.corpus import Conversation
+from aif.errors import BadInput
+from aif.tokens import encode
+from aif.types import Batch
+
+WHICH = ("target", "pair", "all")
+Tables = dict[str, np.ndarray]  # facts per response of the data set, [responses, ...]; `Batch.ids` is the row number
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Encoded prompts of a corpus with the facts of every response.
+
+    `examples` are the features grain packs; `tables` are looked up per batch by response id; `owners[i]` says which
+    (row, candidate) of the corpus response i is.
+    """
+
+    examples: tuple[dict[str, np.ndarray], ...]
+    tables: Tables
+    owners: tuple[tuple[int, int], ...]
+    length: int
+    scored: int
+    slots: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every token and its role, which a resumed run must meet again."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            for name in sorted(example):
+                digest.update(example[name].tobytes())
+        return digest.hexdigest()[:16]
+
+    def with_tables(self, tables: Tables) -> Dataset:
+        """The same data with more facts per response."""
+        return Dataset(self.examples, {**self.tables, **tables}, self.owners, self.length, self.scored, self.slots)
+
+
+def stance_order(row: Conversation, target: str) -> list[int]:
+    """Candidates with the target stance first, the others in their order."""
+    return sorted(range(len(row.candidates)), key=lambda k: row.candidates[k].stance not in (target, "chosen"))
+
+
+def choose(row: Conversation, which: str, target: str, number: int) -> list[int]:
+    """Candidates of a row that an objective trains on: the target, the target against one contrast (which one turns
+    with the row's number, so that all contrast stances take part), or all."""
+    order = stance_order(row, target)
+    if which == "target" or len(order) == 1:
+        return order[:1]
+    return [order[0], order[1 + number % (len(order) - 1)]] if which == "pair" else order
+
+
+def build(
+    rows: Sequence[Conversation],
+    tokenizer: Any,
+    *,
+    which: str,
+    length: int,
+    target: str,
+    dimensions: Sequence[str] = (),
+    weights: Sequence[float] | None = None,
+) -> Dataset:
+    """Encode `rows` for an objective that trains on `which` of {target, pair, all} candidates.
+
+    Tables: `preference` is +1 for the target stance and -1 for the others; `ratings` `[responses, S]` holds levels,
+    -1 where unrated.
+
+    Raises:
+      BadInput: a row cannot be encoded or does not fit; `pair` or `all` with a single-candidate row; no rows.
+    """
+    if not rows:
+        raise BadInput("corpus: no rows to train on; check corpus.path, corpus.split and corpus.domains")
+    examples, owners, preference, ratings = [], [], [], []
+    for number, row in enumerate(rows):
+        if which != "target" and len(row.candidates) < 2:
+            raise BadInput(f"{row.where}: this objective compares candidates and the row has one; add alternatives")
+        chosen = choose(row, which, target, number)
+        e = encode(tokenizer, row, chosen, length)
+        weight = 1.0 if weights is None else weights[number]
+        examples.append(
+            {
+                "tokens": e.tokens,
+                "positions": e.positions,
+                "branches": e.branches,
+                "index": e.index,
+                "targets": e.targets,
+                "weights": np.full(len(e.targets), weight, np.float32),
+                "response": e.response,
+                "ids": np.arange(len(owners), len(owners) + len(chosen), dtype=np.int32),
+            }
+        )
+        for k in chosen:
+            candidate = row.candidates[k]
+            owners.append((number, k))
+            preference.append(1.0 if candidate.stance in (target, "chosen") else -1.0)
+            ratings.append([candidate.ratings.get(d, -1) for d in dimensions])
+    tables: Tables = {"preference": np.array(preference, np.float32)}
+    if dimensions:
+        tables["ratings"] = np.array(ratings, np.int32)
+    return Dataset(tuple(examples), tables, tuple(owners), length, *_capacity(examples, length))
+
+
+def _capacity(examples: list[dict[str, np.ndarray]], length: int) -> tuple[int, int]:
+    """Scored tokens and response slots of a row: the mean share with room to spare, never less than the largest."""
+    tokens = sum(len(e["tokens"]) for e in examples)
+    scored = max(length * sum(len(e["targets"]) for e in examples) / tokens, max(len(e["targets"]) for e in examples))
+    slots = max(1.5 * length * sum(len(e["ids"]) for e in examples) / tokens, max(len(e["ids"]) for e in examples))
+    return int(-(-scored // 16) * 16), int(slots) + 1
+
+
+def stream(data: Dataset, *, rows: int, seed: int, start: dict | None = None) -> grain.DatasetIterator:
+    """Endless shuffled batches of `rows` packed rows. The order depends on `seed` alone."""
+    source = grain.MapDataset.source(data.examples).seed(seed).shuffle().repeat().to_iter_dataset()
+    iterator = iter(_packed(source, data, rows).batch(rows).map(lambda packed: _batch(packed, data.tables)))
+    if start is not None:
+        iterator.set_state(start)
+    return iterator
+
+
+def once(data: Dataset, *, rows: int) -> Iterator[Batch]:
+    """Every example exactly once, in order; the last batch is filled up with empty rows."""
+    source = grain.MapDataset.source(data.examples).to_iter_dataset()
+    for packed in _packed(source, data, rows).batch(rows, drop_remainder=False):
+        short = rows - len(packed["tokens"])
+        if short:
+            blank = {k: np.full((short, v.shape[1]), -1 if k == "ids" else 0, v.dtype) for k, v in packed.items()}
+            packed = {k: np.concatenate([v, blank[k]]) for k, v in packed.items()}
+        yield _batch(packed, data.tables)
+
+
+def _packed(source: Any, data: Dataset, rows: int) -> Any:
+    T, N, R = data.length, data.scored, data.slots
+    lengths = {"tokens": T, "positions": T, "branches": T, "index": N, "targets": N, "weights": N, "response": N}
+    padding = dict.fromkeys(lengths, 0) | {"ids": -1}
+    return grain.experimental.FirstFitPackIterDataset(
+        source, length_struct=lengths | {"ids": R}, padding_struct=padding, num_packing_bins=2 * rows, shuffle_bins=False
+    )
+
+
+def _starts(segments: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Where the segment named by each entry of `of` begins within its row of `segments`; 0 for padding."""
+    earlier = (segments[:, None, :] > 0) & (segments[:, None, :] < of[:, :, None])
+    return earlier.sum(axis=-1)
+
+
+def _batch(packed: dict[str, np.ndarray], tables: Tables) -> Batch:
+    """Local indices of each packed example become indices of its row; tables are looked up by response id."""
+    scored = packed["index_segment_ids"]
+    index = packed["index"] + _starts(packed["tokens_segment_ids"], scored)
+    response = packed["response"] + _starts(packed["ids_segment_ids"], scored)
+    ids = packed["ids"]
+    extras = {}
+    for name, table in tables.items():
+        rows = table[np.maximum(ids, 0)]
+        extras[name] = np.where((ids >= 0).reshape(ids.shape + (1,) * (rows.ndim - 2)), rows, np.zeros((), rows.dtype))
+    return Batch(
+        tokens=packed["tokens"],
+        positions=packed["positions"],
+        segments=packed["tokens_segment_ids"],
+        branches=packed["branches"],
+        index=index.astype(np.int32),
+        targets=packed["targets"],
+        weights=packed["weights"],
+        response=response.astype(np.int32),
+        group=(packed["ids_segment_ids"] - 1).astype(np.int32),
+        ids=ids,
+        extras=extras,
+    )

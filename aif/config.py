@@ -1,0 +1,275 @@
+"""The schema of a YAML config, its overrides, and errors that name the key.
+
+One schema serves `aif run` (one arm) and `aif compare` (all arms). An objective's or a metric's own options are the
+pydantic model `Options` in its file; `name` picks the file. Unknown keys are errors that suggest the nearest name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from aif.errors import BadInput
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys and non-finite numbers are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Model(Section):
+    source: str = Field("smollm2-135m", description="catalogue name, Hugging Face folder, .gguf file or owner/name")
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "linear", "full"] = "dots"
+
+
+class CorpusSection(Section):
+    path: str = Field("bundled:discernment", description="JSONL file, or bundled:NAME")
+    scale: str = Field("nexus", description="name or YAML file of the rating scale")
+    target: str = Field("discernment", description="stance whose answers are the target")
+    train: tuple[str, ...] = Field(("train", ""), description="values of `split` to train on")
+    heldout: str = "heldout"
+    heldout_domain: str = "heldout_domain"
+    domains: tuple[str, ...] = Field((), description="train on these domains only; empty for all")
+    columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's name")
+    on_bad_row: Literal["error", "skip"] = "error"
+    limit: PositiveInt | None = Field(None, description="train on the first N prompts only")
+
+
+class BatchSection(Section):
+    rows: PositiveInt = 2
+    length: PositiveInt = Field(512, description="tokens of a packed row")
+    accumulate: PositiveInt = Field(1, description="micro-batches per step")
+
+
+class AdapterSection(Section):
+    kind: Literal["lora", "vector", "full"] = "lora"
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    layers: tuple[int, ...] | None = None
+
+
+class OptimizerSection(Section):
+    learning_rate: PositiveFloat = 1e-3
+    warmup: int = Field(0, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    b1: float = Field(0.9, ge=0, lt=1)
+    b2: float = Field(0.999, ge=0, lt=1)
+    eps: PositiveFloat = 1e-8
+    clip: float = Field(1.0, ge=0, description="bound on the gradient norm; 0 for none")
+
+
+class Named(BaseModel):
+    """`{name: ..., options...}`; the options are checked by the named file's own model."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Stage(Section):
+    objective: Named
+    steps: PositiveInt
+    optimizer: OptimizerSection | None = Field(None, description="replaces the config's optimizer in this stage")
+
+
+class CheckpointSection(Section):
+    every: PositiveInt = 50
+    keep: PositiveInt = 3
+
+
+class LogSection(Section):
+    every: PositiveInt = 1
+    tensorboard: bool = True
+
+
+class DirectionSection(Section):
+    layer: int | None = Field(None, description="layer to steer; the middle one when left out")
+    rows: PositiveInt = Field(12, description="training prompts whose answers are contrasted")
+
+
+class SamplesSection(Section):
+    prompts: int = Field(2, ge=0)
+    tokens: PositiveInt = 48
+    dose: PositiveFloat = Field(0.5, description="residual norms along the direction, both ways")
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
+    model: Model = Model()
+    corpus: CorpusSection = CorpusSection()
+    batch: BatchSection = BatchSection()
+    adapter: AdapterSection = AdapterSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    start: Stage | None = Field(None, description="stage that every arm shares")
+    arms: dict[str, Stage] = Field(min_length=1)
+    baseline: str = Field("", description="arm the others are compared with; the first when left out")
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+    direction: DirectionSection = DirectionSection()
+    measure: dict[str, dict[str, Any]] = Field(default_factory=dict, description="metric: its options")
+    samples: SamplesSection = SamplesSection()
+    resamples: PositiveInt = 2000
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.baseline and self.baseline not in self.arms:
+            raise ValueError(f"baseline: no arm is called {self.baseline!r}; arms are {', '.join(self.arms)}")
+        for name, stage in {**({"start": self.start} if self.start else {}), **self.arms}.items():
+            optimizer = stage.optimizer or self.optimizer
+            if optimizer.warmup > stage.steps:
+                raise ValueError(f"{name}: optimizer.warmup={optimizer.warmup} is longer than steps={stage.steps}")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads `1e-4` as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen: set = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a config, apply `key.sub=value` overrides (`~key` deletes one), resolve `${...}` and check everything.
+
+    Raises:
+      BadInput: naming the file and line, or the key, and the fix.
+    """
+    path = Path(path)
+    return check(_override(_read(path), overrides), str(path))
+
+
+def check(tree: dict[str, Any], where: str = "config") -> Config:
+    """A checked `Config` from nested dicts, with objectives' and metrics' own options checked too."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {_first(error, Config)}") from error
+    for arm, stage in {**({"start": config.start} if config.start else {}), **config.arms}.items():
+        key = "start.objective" if stage is config.start else f"arms.{arm}.objective"
+        plugin_options("objectives", stage.objective.name, stage.objective.options, f"{where}: {key}")
+    for metric, options in config.measure.items():
+        plugin_options("basins", metric, options, f"{where}: measure.{metric}")
+    return config
+
+
+def plugin_options(package: str, name: str, options: dict[str, Any], where: str) -> tuple[Any, Any]:
+    """The module `aif.<package>.<name>` and its checked `Options`; `module:function` names a user's own."""
+    if ":" in name:
+        return None, options
+    names = available(package)
+    if name not in names:
+        raise BadInput(f"{where}: no {package[:-1]} is called {name!r}{_nearest(name, names)}; there are {', '.join(names)}")
+    module = importlib.import_module(f"aif.{package}.{name}")
+    try:
+        return module, module.Options.model_validate(options)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {_first(error, module.Options)}") from error
+
+
+def available(package: str) -> list[str]:
+    """Names of the files under `aif/<package>/` that define `Options`."""
+    folder = Path(__file__).parent / package
+    return sorted(p.stem for p in folder.glob("*.py") if "class Options(" in p.read_text())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); name a YAML file") from error
+    if len(text) > 1 << 20:
+        raise BadInput(f"{path}: {len(text)} bytes is too large for a config; the limit is 1 MiB")
+    try:
+        if b"*" in text and any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)):
+            raise BadInput(f"{path}: YAML aliases are not read; use ${{key}} instead")
+        tree = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
+    except (yaml.MarkedYAMLError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise BadInput(f"{path}{line}: {getattr(error, 'problem', None) or 'not valid YAML'}; mend the YAML") from error
+    if not isinstance(tree, dict):
+        raise BadInput(f"{path}: a config is a mapping of keys; this file holds {type(tree).__name__}")
+    return tree
+
+
+def _override(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for item in overrides:
+        if not item.startswith("~") and "=" not in item:
+            raise BadInput(f"{item}: an override reads key.sub=value, or ~key to delete one")
+    try:
+        merged = OmegaConf.create(tree)
+        for item in overrides:
+            if item.startswith("~"):
+                parent, _, leaf = item[1:].rpartition(".")
+                node = OmegaConf.select(merged, parent) if parent else merged
+                if node is None or leaf not in node:
+                    raise BadInput(f"{item}: there is no such key to delete")
+                del node[leaf]
+            else:
+                key, _, value = item.partition("=")
+                OmegaConf.update(merged, key, yaml.load(value, _Loader), merge=False)  # noqa: S506
+        result = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise BadInput(f"config: {str(error).splitlines()[0]}; check the overrides and ${{...}} references") from error
+    assert isinstance(result, dict)
+    return {str(k): v for k, v in result.items()}
+
+
+def _first(error: ValidationError, schema: type[BaseModel]) -> str:
+    """The first problem of a validation, as `key: what is wrong; how to fix it`."""
+    first = error.errors()[0]
+    key = ".".join(str(p) for p in first["loc"]) or "config"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        names = _fields_at(schema, first["loc"][:-1])
+        hint = _nearest(str(first["loc"][-1]), names)
+        return f"{key}: unknown key{hint}; keys here are {', '.join(names)}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r:.60}"
+    return f"{key}: {message}{shown}{more}" if key != "config" else f"{message}{more}"
+
+
+def _fields_at(schema: Any, loc: tuple) -> list[str]:
+    for part in loc:
+        if isinstance(part, str) and hasattr(schema, "model_fields") and part in schema.model_fields:
+            schema = schema.model_fields[part].annotation
+        args = [a for a in getattr(schema, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        schema = args[-1] if args else schema
+    return list(getattr(schema, "model_fields", {}))
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,62 @@
+"""Direct preference optimisation (Rafailov et al. 2023, eq. 7)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from aif.objectives import Objective
+from aif.objectives.logprobs import response_logprobs
+from aif.policy import Policy
+from aif.types import Batch, Loss, Mean
+
+
+def dpo(
+    policy_chosen: Float[Array, "*shape"],
+    policy_rejected: Float[Array, "*shape"],
+    reference_chosen: Float[Array, "*shape"],
+    reference_rejected: Float[Array, "*shape"],
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> Float[Array, "*shape"]:
+    """-(1-s) ln sigmoid(beta m) - s ln sigmoid(-beta m), m = log-ratio of chosen minus log-ratio of rejected.
+
+    Log-probabilities of whole responses in nats; the result is minimised. `s` is the chance that a label is flipped.
+    """
+    margin = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
+    return -(1 - label_smoothing) * jax.nn.log_sigmoid(margin) - label_smoothing * jax.nn.log_sigmoid(-margin)
+
+
+def pairs(values: Float[Array, "B R"], batch: Batch) -> tuple[Array, Array, Array]:
+    """(chosen, rejected, present) per prompt slot `[B, R]`, from values per response slot and `preference`."""
+    R = batch.ids.shape[1]
+    owner = jax.nn.one_hot(batch.group, R) * (batch.ids >= 0)[..., None]
+    side = lambda on: jnp.einsum("br,brg->bg", jnp.where(on, values, 0.0), owner)  # noqa: E731
+    liked = batch.extras["preference"] > 0
+    return side(liked), side(~liked), owner.sum(axis=1) > 0
+
+
+def reference_logprobs(reference: Policy, batch: Batch, key: Array) -> dict[str, Array]:
+    """ln E(y | x): the reference model's log-probability of each response, once per data set."""
+    if "reference_logps" in batch.extras:
+        return {"reference_logps": batch.extras["reference_logps"]}
+    return {"reference_logps": response_logprobs(reference, batch)}
+
+
+def preference(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
+    """DPO on the target response against one contrast response of the same prompt."""
+
+    def loss(policy: Policy, batch: Batch) -> Loss:
+        chosen, rejected, present = pairs(response_logprobs(policy, batch), batch)
+        ref_chosen, ref_rejected, _ = pairs(batch.extras["reference_logps"], batch)
+        losses = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta, label_smoothing=label_smoothing)
+        margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+        n = jnp.sum(present).astype(jnp.float32)
+        mean = lambda x: Mean(jnp.sum(jnp.where(present, x, 0.0)), n)  # noqa: E731
+        terms = {"margin": mean(margin), "accuracy": mean((margin > 0).astype(jnp.float32))}
+        return Loss(mean(losses), {"dpo": mean(losses), **terms})
+
+    return Objective(loss, reference_logprobs, responses="pair", name="dpo")

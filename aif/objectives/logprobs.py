@@ -1,0 +1,130 @@
+"""The one way to score a response: log-probabilities of its tokens, with the vocabulary head applied in chunks.
+
+    ln p(y | x) = sum_t [ h_t . e_{y_t} - logsumexp_v(h_t . e_v) ]
+
+Only hidden states that predict a scored token meet the head, `chunk` of them at a time, so `[B, T, V]` never exists.
+With a frozen head the gradient with respect to h_t, e_{y_t} - sum_v p_v e_v, does not depend on what the loss does
+with the log-probability; it is computed beside the forward pass and the logits are never built a second time.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from aif.policy import Policy
+from aif.types import Batch
+
+CHUNK = 256
+
+
+def token_logprobs(policy: Policy, batch: Batch, *, chunk: int = CHUNK) -> Float[Array, "B N"]:
+    """ln p of every scored token of the batch, in nats; padding gives finite values to be masked by `weights`."""
+    return score_hidden(policy(batch).hidden, policy.head, batch, chunk=chunk)
+
+
+def score_hidden(
+    hidden: Float[Array, "B T D"], head: Float[Array, "V D"], batch: Batch, *, chunk: int = CHUNK
+) -> Float[Array, "B N"]:
+    """`token_logprobs` from hidden states that are at hand already."""
+    picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
+    B, N, D = picked.shape
+    logps = gathered_logprobs(picked.reshape(B * N, D), head, batch.targets.reshape(B * N), chunk)
+    return logps.reshape(B, N)
+
+
+def response_sums(values: Float[Array, "B N"], batch: Batch) -> Float[Array, "B R"]:
+    """Sum over the scored tokens of each response slot; padding tokens count nothing."""
+    R = batch.ids.shape[1]
+    values = jnp.where(batch.weights > 0, values, 0.0)
+    return jax.vmap(lambda v, r: jax.ops.segment_sum(v, r, num_segments=R))(values, batch.response)
+
+
+def response_logprobs(policy: Policy, batch: Batch) -> Float[Array, "B R"]:
+    """ln p(response | prompt) of every response slot, in nats; 0 in empty slots."""
+    return response_sums(token_logprobs(policy, batch), batch)
+
+
+def same_group(batch: Batch) -> Array:
+    """`[B, R, R]`: whether two slots answer the same prompt; empty slots share nothing."""
+    filled = batch.ids >= 0
+    same = batch.group[:, :, None] == batch.group[:, None, :]
+    return same & filled[:, :, None] & filled[:, None, :]
+
+
+def group_logsumexp(values: Float[Array, "B R"], batch: Batch) -> Float[Array, "B R"]:
+    """logsumexp over the responses to the same prompt, given to each of them; 0 in empty slots."""
+    same = same_group(batch)
+    masked = jnp.where(same, values[:, None, :], -jnp.inf)
+    return jnp.where(batch.ids >= 0, jax.nn.logsumexp(masked, axis=-1, where=same), 0.0)
+
+
+def _chunks(x: Array, chunk: int) -> Array:
+    """`[M, ...]` -> `[C, chunk, ...]`, padded with zeros."""
+    short = -len(x) % chunk
+    return jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
+
+
+def _logits(hidden: Array, head: Array) -> Array:
+    return jnp.einsum("md,vd->mv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def _pick(logits: Array, targets: Array) -> Array:
+    return jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def gathered_logprobs(
+    hidden: Float[Array, "M D"], head: Float[Array, "V D"], targets: Int[Array, "M"], chunk: int
+) -> Float[Array, "M"]:
+    """ln softmax(hidden head^T)[target] for a flat list of hidden states."""
+    chunk = min(chunk, len(hidden))
+    score = lambda xs: _pick(_logits(xs[0], head), xs[1])  # noqa: E731
+    return jax.lax.map(score, (_chunks(hidden, chunk), _chunks(targets, chunk))).reshape(-1)[: len(hidden)]
+
+
+def _forward(hidden, head, targets, chunk):
+    """Log-probabilities, and d logp / d hidden per token. A head that is trained too is differentiated in `_backward`."""
+    train_head = head.perturbed
+    hidden, head, targets = hidden.value, head.value, targets.value
+    size = min(chunk, len(hidden))
+
+    def score(xs):
+        h, t = xs
+        logits = _logits(h, head)
+        lse = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+        logp = jnp.take_along_axis(logits, t[:, None], axis=1)[:, 0] - lse[:, 0]
+        p = jnp.exp(logits - lse).astype(h.dtype)
+        return logp, head[t].astype(h.dtype) - p @ head.astype(h.dtype), lse[:, 0]
+
+    logps, slope, lse = jax.lax.map(score, (_chunks(hidden, size), _chunks(targets, size)))
+    flat = lambda x: x.reshape(-1, *x.shape[2:])[: len(hidden)]  # noqa: E731
+    kept = (hidden, head, targets, flat(lse)) if train_head else None
+    return flat(logps), (flat(slope), kept)
+
+
+def _backward(chunk, residuals, cotangent):
+    """d/d hidden = ct * slope; d/d head = sum_m ct_m (onehot_m - p_m) h_m^T, with the logits rebuilt chunk by chunk."""
+    slope, kept = residuals
+    d_hidden = cotangent[:, None].astype(slope.dtype) * slope
+    if kept is None:
+        return d_hidden, None, None
+    hidden, head, targets, lse = kept
+    size = min(chunk, len(hidden))
+
+    def add(total, xs):
+        h, t, l, ct = xs
+        weighted = -jnp.exp(_logits(h, head) - l[:, None]) * ct[:, None]
+        weighted = weighted.at[jnp.arange(len(t)), t].add(ct)
+        return total + jnp.einsum("mv,md->vd", weighted, h.astype(jnp.float32)), None
+
+    xs = tuple(_chunks(x, size) for x in (hidden, targets, lse, cotangent))
+    d_head, _ = jax.lax.scan(add, jnp.zeros(head.shape, jnp.float32), xs)
+    return d_hidden, d_head.astype(head.dtype), None
+
+
+gathered_logprobs.defvjp(_forward, _backward, symbolic_zeros=True)

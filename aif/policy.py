@@ -1,0 +1,62 @@
+"""A model bound to its values: what objectives, metrics and readers are handed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from aif.models.decoder import DecoderConfig, forward, head
+from aif.types import Adapter, Batch, Edits, Output, Params, Tap
+
+STATIC = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Policy:
+    """Parameters, an optional adapter and optional edits behind one call.
+
+    A pytree, so that it can be an argument of a jitted function: changing its values compiles nothing again. The
+    reference model is the same policy with `adapter=None`; no weight is ever held twice.
+    """
+
+    params: Params
+    adapter: Adapter | None = None
+    edits: Edits | None = None
+    config: DecoderConfig = field(metadata=STATIC, kw_only=True)
+    remat: str = field(default="none", metadata=STATIC, kw_only=True)
+    compute_dtype: Any = field(default=jnp.float32, metadata=STATIC, kw_only=True)
+
+    def __call__(self, batch: Batch, *, tap: Tap | None = None) -> Output:
+        """The forward pass over packed rows."""
+        return forward(
+            self.config,
+            self.params,
+            batch.tokens,
+            positions=batch.positions,
+            segments=batch.segments,
+            branches=batch.branches,
+            adapter=self.adapter,
+            edits=self.edits,
+            tap=tap,
+            remat=self.remat,
+            compute_dtype=self.compute_dtype,
+        )
+
+    @property
+    def head(self) -> Array:
+        """The vocabulary head `[V, D]`."""
+        return head(self.params)
+
+    def replace(self, **values: Any) -> Policy:
+        """The same policy with other values."""
+        return replace(self, **values)
+
+
+def bind(lm: Any, adapter: Adapter | None = None, edits: Edits | None = None, **options: Any) -> Policy:
+    """A policy from a loaded model and, optionally, an adapter and edits."""
+    return Policy(lm.params, adapter, edits, config=lm.config, **options)

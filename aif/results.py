@@ -1,0 +1,155 @@
+"""The schema of `results.json`: every number that a report shows, with its unit, count, seeds and interval.
+
+The report reads this file and nothing else; `aif.results.Results.model_json_schema()` is its JSON schema.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aif.errors import BadInput
+
+VERSION = 1
+Label = Literal["measured", "single seed", "not supported"]
+
+
+class Record(BaseModel):
+    """Base of every record: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Scalar(Record):
+    """One number of one arm. `low` and `high` bound its 95 % bootstrap interval over `n` rows (and the seeds)."""
+
+    metric: str  # efficiency, stability, significance, generality, ...
+    quantity: str  # "minimum loss", ...
+    unit: str
+    better: Literal["lower", "higher", ""]  # which way a larger benefit lies; "" where neither is better
+    arm: str
+    control: bool = False  # a random or base control rather than an arm
+    value: float
+    low: float
+    high: float
+    n: int
+    rows: str = "rows"  # what was resampled: "held-out prompts", "texts", ...
+    seeds: list[int]
+    label: Label
+
+
+class Curve(Record):
+    """A quantity of one arm along a grid, with its interval at every point."""
+
+    metric: str
+    quantity: str
+    unit: str
+    arm: str
+    control: bool = False
+    x_label: str
+    x: list[float]
+    value: list[float]
+    low: list[float]
+    high: list[float]
+    n: int
+    rows: str = "rows"
+    seeds: list[int]
+
+
+class Difference(Record):
+    """arm minus baseline on one scalar, by paired bootstrap: the same rows are resampled for both."""
+
+    metric: str
+    quantity: str
+    unit: str
+    arm: str
+    baseline: str
+    value: float
+    low: float
+    high: float
+    verdict: Literal["arm better", "baseline better", "no difference shown"]
+    label: Label
+
+
+class TrainingLog(Record):
+    """Log lines of one stage of one arm: step, loss and every term, as `metrics.jsonl` holds them."""
+
+    arm: str
+    seed: int
+    stage: str
+    objective: str
+    lines: list[dict[str, float]]
+
+
+class Sample(Record):
+    """A generated answer, steered along a direction at a dose in residual norms of the steered layer."""
+
+    prompt: str
+    arm: str  # model that answered: "base" or an arm
+    direction: str  # empty when unsteered
+    layer: int
+    dose: float
+    text: str
+    tokens: int
+    repetition: float  # share of 4-grams that were seen before in the same answer
+    compression: float  # zlib size / size
+    perplexity: float  # of the answer under the unsteered base model
+
+
+class DirectionRecord(Record):
+    """What a direction is made of, and how strong it is."""
+
+    name: str
+    kind: str
+    layer: int
+    norm: float
+    residual_norm: float
+    provenance: dict[str, Any]
+
+
+class Results(Record):
+    """Everything a comparison measured."""
+
+    version: int = VERSION
+    name: str
+    created: str
+    command: str
+    environment: dict[str, str]
+    config: dict[str, Any]
+    model: dict[str, Any]
+    corpus: dict[str, Any]
+    arms: list[str]
+    baseline: str
+    budget: dict[str, Any]  # per arm: steps, tokens, KL from the reference, seconds
+    scalars: list[Scalar] = Field(default_factory=list)
+    curves: list[Curve] = Field(default_factory=list)
+    differences: list[Difference] = Field(default_factory=list)
+    cosines: dict[str, Any] = Field(default_factory=dict)  # {"names": [...], "matrix": [[...]], "noise_floor": x}
+    training: list[TrainingLog] = Field(default_factory=list)
+    directions: list[DirectionRecord] = Field(default_factory=list)
+    samples: list[Sample] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)  # what a reader must know: controls, rules, limits
+    seconds: dict[str, float] = Field(default_factory=dict)  # wall time of each phase
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(self.model_dump_json(indent=1))
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read and check a results file.
+
+        Raises:
+          BadInput: missing, damaged, or written by a newer version.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise BadInput(f"{path}: no results here; run `aif compare` first") from error
+        except ValueError as error:
+            first = str(error).splitlines()[0]
+            raise BadInput(f"{path}: not a results file of version {VERSION}: {first}; run the comparison again") from error

@@ -1,0 +1,129 @@
+"""The pieces of a decoder block, as pure functions on arrays.
+
+Every matrix product runs on 2-D operands `[B*T, D] @ [D, out]`: on CPU this is what reaches the peak of the machine.
+Norms, rotary angles and softmax are computed in float32 whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int, Num
+
+from aif.types import Edits
+
+
+def rms_norm(x: Float[Array, "*shape D"], gain: Float[Array, "D"], eps: float) -> Float[Array, "*shape D"]:
+    """x / sqrt(mean(x^2) + eps) * gain, in float32 (Zhang & Sennrich 2019, eq. 4)."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (normed * gain.astype(jnp.float32)).astype(x.dtype)
+
+
+def linear(x: Float[Array, "M I"], layer: dict[str, Array], lora: dict[str, Array] | None) -> Float[Array, "M O"]:
+    """x W (+ bias) + scale (x A) B.
+
+    The low-rank product keeps its brackets, so neither A B nor the dense gradient of W ever exists. `scale` is a
+    constant of the adapter: no gradient flows to it.
+    """
+    y = x @ layer["w"].astype(x.dtype)
+    if "b" in layer:
+        y = y + layer["b"].astype(x.dtype)
+    if lora is not None:
+        scale = jax.lax.stop_gradient(lora["scale"]).astype(x.dtype)
+        y = y + ((x @ lora["a"].astype(x.dtype)) * scale) @ lora["b"].astype(x.dtype)
+    return y
+
+
+def rotary_angles(
+    positions: Int[Array, "B T"], head_dim: int, theta: float, scaling: tuple | None
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+    """cos and sin of position * theta^(-2i/d), i < d/2 (Su et al. 2021, eq. 15).
+
+    `scaling` is None, or ("llama3", factor, low, high, original): wavelengths longer than original/low are divided by
+    `factor`, those shorter than original/high are kept, and a linear ramp joins the two (the Llama 3.1 rule); or
+    ("linear", factor): every frequency divided by `factor`.
+    """
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None and scaling[0] == "linear":
+        frequency = frequency / scaling[1]
+    elif scaling is not None and scaling[0] == "llama3":
+        _, factor, low, high, original = scaling
+        turns = original * frequency / (2 * jnp.pi)  # full turns within the original context
+        ramp = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequency = (1 - ramp) * frequency / factor + ramp * frequency
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Num[Array, "B T H d"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]) -> Array:
+    """Rotary embedding in the half-split layout of Hugging Face checkpoints."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def visible(
+    query_segments: Int[Array, "B T"],
+    query_branches: Int[Array, "B T"],
+    key_segments: Int[Array, "B S"],
+    key_branches: Int[Array, "B S"],
+    offset: Int[Array, ""] | int = 0,
+) -> Bool[Array, "B T S"]:
+    """Which keys a query sees: earlier or equal slot, same segment, and the prompt's branch (0) or its own.
+
+    `offset` is the slot of the first query (the filled length of the cache when decoding). A padding query (segment 0)
+    sees only padding, so its softmax stays finite.
+    """
+    query_slot = jnp.arange(query_segments.shape[1]) + offset
+    causal = jnp.arange(key_segments.shape[1])[None, :] <= query_slot[:, None]
+    same = query_segments[:, :, None] == key_segments[:, None, :]
+    branch = (key_branches[:, None, :] == 0) | (query_branches[:, :, None] == key_branches[:, None, :])
+    return causal[None] & same & branch
+
+
+BLOCK = 64  # queries at a time: each block reads only the keys that causality leaves it, and stays in cache
+
+
+def attention(
+    q: Float[Array, "B H T d"],
+    k: Float[Array, "B G S d"],
+    v: Float[Array, "B G S d"],
+    bias: Float[Array, "B T S"],
+) -> Float[Array, "B H T d"]:
+    """softmax(q k^T / sqrt(d) + bias) v, where H/G query heads share a key head (GQA).
+
+    Without a cache (T = S) the loop over blocks of queries, unrolled at trace time, skips the keys after each block.
+    """
+    T, S, share = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+    k, v = jnp.repeat(k, share, axis=1), jnp.repeat(v, share, axis=1)
+    if T != S:
+        return _attend(q, k, v, bias)
+    spans = [(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
+    blocks = [_attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], bias[:, a:b, :b]) for a, b in spans]
+    return jnp.concatenate(blocks, axis=2)
+
+
+def _attend(q: Array, k: Array, v: Array, bias: Array) -> Array:
+    scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(scores + bias[:, None], axis=-1).astype(v.dtype)
+    return jnp.einsum("bhts,bhsd->bhtd", weights, v)
+
+
+def edit(
+    h: Float[Array, "B T D"],
+    vector: Float[Array, "K D"],
+    add: Float[Array, "B K"],
+    gain: Float[Array, "B K"],
+    target: Float[Array, "B K"],
+    mask: Float[Array, "B T"],
+) -> Float[Array, "B T D"]:
+    """One layer of `Edits`: h + mask * sum_k [add_k + gain_k (target_k - h . vhat_k)] vhat_k."""
+    B, T, D = h.shape
+    along = (h.reshape(B * T, D) @ vector.T.astype(h.dtype)).reshape(B, T, -1).astype(jnp.float32)
+    push = (add[:, None] + gain[:, None] * (target[:, None] - along)) * mask[..., None]
+    return h + (push.reshape(B * T, -1) @ vector.astype(jnp.float32)).reshape(B, T, D).astype(h.dtype)
+
+
+__all__ = ["Edits", "attention", "edit", "linear", "rms_norm", "rotary_angles", "rotate", "visible"]
