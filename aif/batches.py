@@ -149,7 +149,11 @@ def _packed(source: Any, data: Dataset, rows: int) -> Any:
     lengths = {"tokens": T, "positions": T, "branches": T, "index": N, "targets": N, "weights": N, "response": N}
     padding = dict.fromkeys(lengths, 0) | {"ids": -1}
     return grain.experimental.FirstFitPackIterDataset(
-        source, length_struct=lengths | {"ids": R}, padding_struct=padding, num_packing_bins=2 * rows, shuffle_bins=False
+        source,
+        length_struct=lengths | {"ids": R},
+        padding_struct=padding,
+        num_packing_bins=2 * rows,
+        shuffle_bins=False,
     )
 
 

@@ -72,7 +72,9 @@ class Checkpoints:
                 force=True,
             )
         except (OSError, ValueError) as error:
-            raise BadInput(f"{self.manager.directory}: checkpoint not saved: {_line(error)}; free space or pick another folder") from error
+            raise BadInput(
+                f"{self.manager.directory}: checkpoint not saved: {_line(error)}; free space or pick another folder"
+            ) from error
 
     def restore(self, like: State, warn: Callable[[str], None]) -> tuple[State, dict[str, Any]] | None:
         """The newest undamaged checkpoint, or None when there is none at all.
@@ -93,7 +95,9 @@ class Checkpoints:
                 warn(f"{self.manager.directory}/{step}: damaged checkpoint ({_line(error)}); trying the one before")
                 continue
             if fingerprint(found.state) != found.record["fingerprint"]:
-                warn(f"{self.manager.directory}/{step}: the stored values do not match their fingerprint; trying the one before")
+                warn(
+                    f"{self.manager.directory}/{step}: the stored values do not match their fingerprint; trying the one before"
+                )
                 continue
             return _with_key(found.state), dict(found.record)
         if steps:
@@ -165,7 +169,9 @@ def run_folder(folder: Path, *, resume: bool, overwrite: bool):
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
-        raise BadInput(f"{folder}: is not empty; pass --resume to continue it, --overwrite to start over, or another --out")
+        raise BadInput(
+            f"{folder}: is not empty; pass --resume to continue it, --overwrite to start over, or another --out"
+        )
     if folder.exists() and any(folder.iterdir()) and not marker.exists():
         raise BadInput(f"{folder}: holds files that are not a run of ours; choose another folder with --out")
     _refuse_live_owner(folder / "lock")
@@ -227,5 +233,7 @@ def _take(lock: Path) -> Path:
         with lock.open("x") as file:
             json.dump({"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}, file)
     except FileExistsError as error:
-        raise BadInput(f"{lock.parent}: another process has just taken this folder; choose another with --out") from error
+        raise BadInput(
+            f"{lock.parent}: another process has just taken this folder; choose another with --out"
+        ) from error
     return lock

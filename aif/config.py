@@ -187,7 +187,9 @@ def plugin_options(package: str, name: str, options: dict[str, Any], where: str)
         return None, options
     names = available(package)
     if name not in names:
-        raise BadInput(f"{where}: no {package[:-1]} is called {name!r}{_nearest(name, names)}; there are {', '.join(names)}")
+        raise BadInput(
+            f"{where}: no {package[:-1]} is called {name!r}{_nearest(name, names)}; there are {', '.join(names)}"
+        )
     module = importlib.import_module(f"aif.{package}.{name}")
     try:
         return module, module.Options.model_validate(options)

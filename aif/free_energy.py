@@ -136,9 +136,7 @@ def expected_free_energy_terms(
     }
 
 
-def policy_posterior(
-    G: Float[Array, "P"], log_E: Float[Array, "P"], precision: float | Array
-) -> Float[Array, "P"]:
+def policy_posterior(G: Float[Array, "P"], log_E: Float[Array, "P"], precision: float | Array) -> Float[Array, "P"]:
     """Q*(pi) = softmax( ln E(pi) - precision G(pi) )."""
     return jax.nn.softmax(log_E - precision * G)
 

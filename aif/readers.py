@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import Partial
 from jaxtyping import Float, Int
 
 from aif.policy import Policy
@@ -51,16 +52,16 @@ def ratings(dimensions: int, levels: int, *, agreement: float = 0.8, strength: f
       agreement: diagonal of the reliability matrix A.
       strength: Dirichlet counts per state behind A; more counts, less to learn about A.
     """
-    matrix = reliability(levels, agreement)
-    A = jnp.broadcast_to(matrix, (dimensions, levels, levels))
+    A = jnp.broadcast_to(reliability(levels, agreement), (dimensions, levels, levels))
+    return Partial(_read_ratings, A=A, pA=strength * A)
 
-    def read(policy: Policy, batch: Batch) -> Reading:
-        levels_seen: Int[Array, "B R S"] = batch.extras["ratings"]
-        known = (levels_seen >= 0) & (batch.ids >= 0)[..., None]
-        posterior = matrix / matrix.sum(axis=1, keepdims=True)  # row o: Q(s | o)
-        return Reading(posterior[jnp.maximum(levels_seen, 0)], known.astype(jnp.float32), A, strength * A)
 
-    return read
+def _read_ratings(policy: Policy, batch: Batch, *, A: Array, pA: Array) -> Reading:
+    levels_seen: Int[Array, "B R S"] = batch.extras["ratings"]
+    known = (levels_seen >= 0) & (batch.ids >= 0)[..., None]
+    posterior = A / A.sum(axis=2, keepdims=True)  # [S, O observed, O states]: Q(s | o)
+    states = posterior[jnp.arange(A.shape[0]), jnp.maximum(levels_seen, 0)]
+    return Reading(states, known.astype(jnp.float32), A, pA)
 
 
 def empirical_preferences(levels_seen: np.ndarray, levels: int, smoothing: float = 1.0) -> Float[Array, "S O"]:

@@ -152,4 +152,6 @@ class Results(Record):
             raise BadInput(f"{path}: no results here; run `aif compare` first") from error
         except ValueError as error:
             first = str(error).splitlines()[0]
-            raise BadInput(f"{path}: not a results file of version {VERSION}: {first}; run the comparison again") from error
+            raise BadInput(
+                f"{path}: not a results file of version {VERSION}: {first}; run the comparison again"
+            ) from error

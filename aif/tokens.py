@@ -163,7 +163,9 @@ def _tree(prompt: list[int], answers: list[list[int]]) -> Encoded:
         targets.append(np.array(answer))
         response.append(np.full(n, number))
         offset += n
-    return Encoded(*(np.concatenate(x).astype(np.int32) for x in (tokens, positions, branches, index, targets, response)))
+    return Encoded(
+        *(np.concatenate(x).astype(np.int32) for x in (tokens, positions, branches, index, targets, response))
+    )
 
 
 def _fit(encoded: Encoded, row: Conversation, max_length: int) -> Encoded:

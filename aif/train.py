@@ -6,11 +6,12 @@ decay and clipping as arrays, so changing any value compiles nothing again.
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,10 +21,13 @@ import optax
 from jax import Array
 from jax.tree_util import Partial
 
-#BATCHES
+from aif.batches import Dataset, once, stream
+from aif.checkpoint import Checkpoints, load_arrays, save_arrays
 from aif.errors import BadInput
+from aif.log import Metrics, Progress, read_metrics
 from aif.objectives import Objective
 from aif.policy import Policy
+from aif.runtime import Stopped, StopRequests
 from aif.types import Batch, Loss, Mean, State
 
 MAX_SKIPPED = 5  # consecutive non-finite steps after which a run stops
@@ -71,7 +75,9 @@ class Optimizer:
 
 def _decayed(trainable: Any) -> Any:
     """True for the leaves weight decay applies to."""
-    leaf = lambda path, x: path[-1].key in ("a", "b", "u", "w", "embed", "head") and x.ndim > 1 + (path[0].key == "layers")  # noqa: E731
+    leaf = lambda path, x: (
+        path[-1].key in ("a", "b", "u", "w", "embed", "head") and x.ndim > 1 + (path[0].key == "layers")
+    )  # noqa: E731
     return jax.tree_util.tree_map_with_path(leaf, trainable)
 
 
@@ -131,3 +137,200 @@ def train_step(
     log = {"loss": result.total, **result.terms, "gradient_norm": Mean(norm, one)}
     log["skipped"] = Mean((~finite).astype(jnp.float32), one)
     return State(state.step + 1, *kept, state.key), log
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a stage is trained. Everything but `checkpoint_every`, `keep` and `log_every` decides its result."""
+
+    steps: int
+    optimizer: Optimizer = Optimizer()
+    rows: int = 2
+    accumulate: int = 1
+    seed: int = 0
+    full: bool = False
+    checkpoint_every: int = 50
+    keep: int = 3
+    log_every: int = 1
+    tensorboard: bool = False
+
+    @property
+    def semantic(self) -> dict[str, Any]:
+        """The part that a resumed run must share."""
+        harmless = ("checkpoint_every", "keep", "log_every", "tensorboard")
+        return {k: v for k, v in asdict(self).items() if k not in harmless}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage ended with: trainable values, its log lines, tokens seen and wall seconds of training."""
+
+    trainable: Any
+    lines: list[dict[str, float]]
+    tokens: int
+    seconds: float
+
+
+@jax.jit
+def _prepare(prepare: Partial, reference: Policy, batch: Batch, key: Array) -> dict[str, Array]:
+    return prepare(reference, batch, key)
+
+
+def prepared(objective: Objective, reference: Policy, data: Dataset, *, rows: int, key: Array) -> Dataset:
+    """`data` with the objective's facts per response, computed once over the whole data set."""
+    tables: dict[str, list] = {}
+    ids: list[np.ndarray] = []
+    reference = reference.replace(remat="none")
+    for number, batch in enumerate(once(data, rows=rows)):
+        facts = _prepare(as_partial(objective.prepare), reference, batch, jax.random.fold_in(key, number))
+        if not facts:
+            return data
+        filled = batch.ids >= 0
+        ids.append(batch.ids[filled])
+        for name, values in facts.items():
+            tables.setdefault(name, []).append(np.asarray(values)[filled])
+    order = np.argsort(np.concatenate(ids))
+    return data.with_tables({name: np.concatenate(parts)[order] for name, parts in tables.items()})
+
+
+def as_partial(function: Any) -> Partial:
+    """A function as a pytree: its bound values are array leaves, so that changing them compiles nothing again."""
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def stage(
+    base: Policy,
+    trainable: Any,
+    objective: Objective,
+    data: Dataset,
+    settings: Settings,
+    *,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    name: str = "train",
+    identity: dict[str, Any] | None = None,
+) -> Trained:
+    """Train one stage; with a folder, log and checkpoint there and continue whatever it holds.
+
+    Args:
+      base: the policy whose weights stay as they are; `trainable` is attached to it.
+      data: the encoded corpus, already `prepared` for the objective.
+      identity: what else a checkpoint must agree with to be continued (weights, reference).
+
+    Raises:
+      BadInput: the folder's checkpoint belongs to other settings or data; training diverged.
+      Stopped: SIGTERM or SIGINT arrived; the state is saved.
+    """
+    progress = progress or Progress(quiet=True)
+    meant = {**settings.semantic, **(identity or {}), "data": data.fingerprint, "objective": objective.name}
+    if folder is not None and (folder / "done.json").exists():
+        return _finished(folder, meant)
+    state = start_state(trainable, jax.random.key(settings.seed))
+    checkpoints, position = None, None
+    if folder is not None:
+        checkpoints = Checkpoints(folder / "checkpoints", every=settings.checkpoint_every, keep=settings.keep)
+        found = checkpoints.restore(state, progress.say)
+        if found is not None:
+            state, record = found
+            _same(record["meant"], meant, folder)
+            position = record["position"]
+            progress.say(f"{name}: continuing at step {int(state.step)}")
+    metrics = None
+    if folder is not None:
+        metrics = Metrics(folder, tensorboard=settings.tensorboard, resumed_at=int(state.step))
+    try:
+        run = _Loop(base, objective, data, settings, checkpoints, metrics, progress, name, meant)
+        state, seconds = run(state, position)
+    finally:
+        if checkpoints is not None:
+            checkpoints.close()
+        if metrics is not None:
+            metrics.close()
+    lines = run.lines if folder is None else read_metrics(folder / "metrics.jsonl")
+    trained = Trained(state.trainable, lines, int(sum(line["tokens"] for line in lines)), seconds)
+    if folder is not None:
+        save_arrays(folder / "trained.safetensors", state.trainable, {"name": name, "meant": meant})
+        (folder / "done.json").write_text(json.dumps({"seconds": seconds}))
+    return trained
+
+
+@dataclass
+class _Loop:
+    """The loop of one stage: batches in, steps, log lines and checkpoints out."""
+
+    base: Policy
+    objective: Objective
+    data: Dataset
+    settings: Settings
+    checkpoints: Checkpoints | None
+    metrics: Metrics | None
+    progress: Progress
+    name: str
+    meant: dict[str, Any]
+
+    def __call__(self, state: State, position: dict | None) -> tuple[State, float]:
+        s = self.settings
+        batches = stream(self.data, rows=s.rows, seed=s.seed, start=position)
+        loss = as_partial(self.objective.loss)
+        self.lines: list[dict[str, float]] = []
+        self.skipped = 0
+        began = time.monotonic()
+        first = int(state.step)
+        self.progress.start(self.name, s.steps, first)
+        with StopRequests() as stop:
+            for number in range(first, s.steps):
+                stack = jax.tree.map(lambda *x: np.stack(x), *(next(batches) for _ in range(s.accumulate)))
+                values = s.optimizer.values(number, s.steps)
+                if number == first:
+                    self.progress.compiling()
+                at = time.monotonic()
+                state, log = train_step(state, self.base, stack, loss, values, full=s.full)
+                if number == first:
+                    self.progress.compiled(time.monotonic() - at)
+                self._log(number + 1, log, int((stack.segments > 0).sum()), float(values["rate"]), at)
+                last = number + 1 == s.steps
+                if self.checkpoints and (last or stop.status or (number + 1) % s.checkpoint_every == 0):
+                    self.checkpoints.save(state, {"position": batches.get_state(), "meant": self.meant})
+                if stop.status and not last:
+                    if self.checkpoints:
+                        self.checkpoints.manager.wait_until_finished()
+                    raise Stopped(stop.status, self.metrics.path.parent if self.metrics else None)
+        return state, time.monotonic() - began
+
+    def _log(self, step: int, log: dict[str, Mean], tokens: int, rate: float, at: float) -> None:
+        line = {name: float(mean.value) for name, mean in log.items()}
+        seconds = time.monotonic() - at
+        self.skipped = self.skipped + 1 if line["skipped"] else 0
+        if self.skipped >= MAX_SKIPPED:
+            raise BadInput(
+                f"{self.name}: step {step}: the loss was not finite {MAX_SKIPPED} times in a row; lower "
+                "optimizer.learning_rate, or continue from the last checkpoint with --resume"
+            )
+        line = {"step": step, **line, "learning_rate": rate, "tokens": tokens, "seconds": round(seconds, 3)}
+        self.lines.append(line)
+        if self.metrics:
+            self.metrics.write(line)
+        self.progress.step(step, f"loss {line['loss']:.4f}  {tokens / seconds:.0f} tokens/s")
+
+
+def _same(found: dict[str, Any], meant: dict[str, Any], folder: Path) -> None:
+    """Refuse to continue a checkpoint of other settings, data or weights."""
+    different = [k for k in meant if found.get(k) != _plain(meant[k])]
+    if different:
+        k = different[0]
+        raise BadInput(
+            f"{folder}: its checkpoint was made with another {k} ({found.get(k)} there, {meant[k]} here); "
+            "restore the setting, or start over with --overwrite"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _finished(folder: Path, meant: dict[str, Any]) -> Trained:
+    """The result of a stage that ended earlier."""
+    trainable, metadata = load_arrays(folder / "trained.safetensors")
+    _same(metadata["meant"], meant, folder)
+    lines = read_metrics(folder / "metrics.jsonl")
+    return Trained(trainable, lines, int(sum(x["tokens"] for x in lines)), float(sum(x["seconds"] for x in lines)))

@@ -83,7 +83,7 @@ def visible(
     return causal[None] & same & branch
 
 
-BLOCK = 64  # queries at a time: each block reads only the keys that causality leaves it, and stays in cache
+BLOCK, BLOCKS = 64, 8  # queries at a time (at least), and how many blocks at most: small ones stay in cache
 
 
 def attention(
@@ -100,7 +100,8 @@ def attention(
     k, v = jnp.repeat(k, share, axis=1), jnp.repeat(v, share, axis=1)
     if T != S:
         return _attend(q, k, v, bias)
-    spans = [(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
+    size = max(BLOCK, -(-T // BLOCKS))
+    spans = [(start, min(start + size, T)) for start in range(0, T, size)]
     blocks = [_attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], bias[:, a:b, :b]) for a, b in spans]
     return jnp.concatenate(blocks, axis=2)
 

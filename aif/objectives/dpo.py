@@ -5,9 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.tree_util import Partial
 from jaxtyping import Float
+from pydantic import BaseModel, Field
 
-from aif.objectives import Objective
+from aif.objectives import Context, Objective
 from aif.objectives.logprobs import response_logprobs
 from aif.policy import Policy
 from aif.types import Batch, Loss, Mean
@@ -46,17 +48,28 @@ def reference_logprobs(reference: Policy, batch: Batch, key: Array) -> dict[str,
     return {"reference_logps": response_logprobs(reference, batch)}
 
 
+class Options(BaseModel, extra="forbid", allow_inf_nan=False):
+    beta: float = Field(0.1, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+
+
 def preference(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
     """DPO on the target response against one contrast response of the same prompt."""
-
-    def loss(policy: Policy, batch: Batch) -> Loss:
-        chosen, rejected, present = pairs(response_logprobs(policy, batch), batch)
-        ref_chosen, ref_rejected, _ = pairs(batch.extras["reference_logps"], batch)
-        losses = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta, label_smoothing=label_smoothing)
-        margin = (chosen - ref_chosen) - (rejected - ref_rejected)
-        n = jnp.sum(present).astype(jnp.float32)
-        mean = lambda x: Mean(jnp.sum(jnp.where(present, x, 0.0)), n)  # noqa: E731
-        terms = {"margin": mean(margin), "accuracy": mean((margin > 0).astype(jnp.float32))}
-        return Loss(mean(losses), {"dpo": mean(losses), **terms})
-
+    loss = Partial(_loss, beta=beta, label_smoothing=label_smoothing)
     return Objective(loss, reference_logprobs, responses="pair", name="dpo")
+
+
+def make(options: Options, context: Context) -> Objective:
+    """From a config."""
+    return preference(beta=options.beta, label_smoothing=options.label_smoothing)
+
+
+def _loss(policy: Policy, batch: Batch, *, beta: float, label_smoothing: float) -> Loss:
+    chosen, rejected, present = pairs(response_logprobs(policy, batch), batch)
+    ref_chosen, ref_rejected, _ = pairs(batch.extras["reference_logps"], batch)
+    losses = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta, label_smoothing=label_smoothing)
+    margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+    n = jnp.sum(present).astype(jnp.float32)
+    mean = lambda x: Mean(jnp.sum(jnp.where(present, x, 0.0)), n)  # noqa: E731
+    terms = {"margin": mean(margin), "accuracy": mean((margin > 0).astype(jnp.float32))}
+    return Loss(mean(losses), {"dpo": mean(losses), **terms})

@@ -10,17 +10,22 @@ At the optimum pi_theta is the policy posterior Q*(y) ~ E(y) exp(-precision G(y)
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.tree_util import Partial
 from jaxtyping import Float
+from pydantic import BaseModel, Field
 
 from aif import free_energy
-from aif.objectives import Objective
+from aif.errors import BadInput
+from aif.objectives import Context, Objective
 from aif.objectives.dpo import reference_logprobs
-from aif.objectives.logprobs import group_logsumexp, response_logprobs
+from aif.objectives.logprobs import group_logsumexp, response_logprobs, same_group
 from aif.policy import Policy
-from aif.readers import Reader, Reading
+from aif.readers import Reader, Reading, empirical_preferences, normalise_preferences, ratings
 from aif.types import Batch, Loss, Mean
 
 TERMS = ("pragmatic", "state_gain", "parameter_gain")
@@ -53,6 +58,20 @@ def terms_of(reading: Reading, C: Float[Array, "S O"]) -> dict[str, Float[Array,
     return {name: jnp.sum(terms[name] * reading.known, axis=-1) for name in TERMS}
 
 
+class Options(BaseModel, extra="forbid", allow_inf_nan=False):
+    precision: float = Field(1.0, ge=0, description="gamma: how sharply G weighs on the policy")
+    state_weight: float = Field(1.0, ge=0, description="w_s, weight of the state information gain")
+    parameter_weight: float = Field(0.0, ge=0, description="w_p, weight of the parameter information gain")
+    agreement: float = Field(0.8, gt=0, le=1, description="chance that a rating names the true level")
+    strength: float = Field(16.0, gt=0, description="Dirichlet counts per state behind the reliability matrix")
+    preferences: Literal["target"] | dict[str, list[float]] = Field(
+        "target",
+        description="log-preferences: `target` takes the rating frequencies of target responses; or dimension: "
+        "[a number per level], with `default` for the dimensions left out",
+    )
+    smoothing: float = Field(1.0, gt=0, description="counts added per level to the rating frequencies")
+
+
 def efe(
     reader: Reader,
     C: Float[Array, "S O"],
@@ -62,25 +81,71 @@ def efe(
     parameter_weight: float = 0.0,
 ) -> Objective:
     """Offline expected free energy with a state reader and log-preferences C (nats, normalised per dimension)."""
+    prepare = Partial(_prepare, reader=reader, C=C, state_weight=state_weight, parameter_weight=parameter_weight)
+    return Objective(Partial(_loss, precision=precision), prepare, responses="all", name="efe")
 
-    def prepare(reference: Policy, batch: Batch, key: Array) -> dict[str, Array]:
-        terms = terms_of(reader(reference, batch), C)
-        G = -(terms["pragmatic"] + state_weight * terms["state_gain"] + parameter_weight * terms["parameter_gain"])
-        return {**reference_logprobs(reference, batch, key), "G": G, **terms}
 
-    def loss(policy: Policy, batch: Batch) -> Loss:
-        ratios = response_logprobs(policy, batch) - batch.extras["reference_logps"]
-        filled = batch.ids >= 0
-        log_q = group_log_softmax(ratios, batch)
-        q = jnp.where(filled, jnp.exp(log_q), 0.0)
-        prompts = jnp.sum(q)  # every prompt's q sums to one
-        expect = lambda x: Mean(jnp.sum(q * x), prompts)  # noqa: E731
-        divergence = Mean(policy_divergence(batch.extras["G"], ratios, batch, precision), prompts)
-        terms = {name: expect(batch.extras[name]) for name in TERMS}
-        terms["G"] = expect(batch.extras["G"])
-        size = jnp.sum(jnp.where(filled[:, :, None] & (batch.group[:, :, None] == batch.group[:, None, :]), 1.0, 0.0), -1)
-        terms["kl_habit"] = expect(log_q + jnp.log(jnp.maximum(size, 1.0)))
-        terms["entropy"] = expect(-log_q)
-        return Loss(divergence, {"divergence": divergence, **terms})
+def make(options: Options, context: Context) -> Objective:
+    """From a config: ratings reader, preferences from the target's ratings or from the config.
 
-    return Objective(loss, prepare, responses="all", name="efe")
+    Raises:
+      BadInput: the corpus has no ratings, or a preference names no dimension or the wrong number of levels.
+    """
+    S, O = len(context.dimensions), len(context.levels)
+    if not (context.ratings >= 0).any():
+        raise BadInput("corpus: `efe` reads ratings and no row of this corpus has any; rate the candidates")
+    if options.preferences == "target":
+        C = empirical_preferences(context.target_ratings, O, options.smoothing)
+    else:
+        C = _configured(options.preferences, context)
+    weights = {"state_weight": options.state_weight, "parameter_weight": options.parameter_weight}
+    reader = ratings(S, O, agreement=options.agreement, strength=options.strength)
+    return efe(reader, C, precision=options.precision, **weights)
+
+
+def _configured(preferences: dict[str, list[float]], context: Context) -> Array:
+    table = []
+    unknown = [d for d in preferences if d not in (*context.dimensions, "default")]
+    if unknown:
+        raise BadInput(
+            f"preferences.{unknown[0]}: the scale has no such dimension; it has {', '.join(context.dimensions)}"
+        )
+    for dimension in context.dimensions:
+        row = preferences.get(dimension, preferences.get("default", [0.0] * len(context.levels)))
+        if len(row) != len(context.levels):
+            raise BadInput(
+                f"preferences.{dimension}: {len(row)} numbers for the {len(context.levels)} levels; give one each"
+            )
+        table.append(row)
+    return normalise_preferences(jnp.array(table, jnp.float32))
+
+
+def _prepare(
+    reference: Policy,
+    batch: Batch,
+    key: Array,
+    *,
+    reader: Reader,
+    C: Array,
+    state_weight: float,
+    parameter_weight: float,
+) -> dict[str, Array]:
+    terms = terms_of(reader(reference, batch), C)
+    G = -(terms["pragmatic"] + state_weight * terms["state_gain"] + parameter_weight * terms["parameter_gain"])
+    return {**reference_logprobs(reference, batch, key), "G": G, **terms}
+
+
+def _loss(policy: Policy, batch: Batch, *, precision: float) -> Loss:
+    """The divergence, and the terms of G expected under q_k = softmax_k(r_k), the tilt of the policy on its habit."""
+    ratios = response_logprobs(policy, batch) - batch.extras["reference_logps"]
+    filled = batch.ids >= 0
+    log_q = group_log_softmax(ratios, batch)
+    q = jnp.where(filled, jnp.exp(log_q), 0.0)
+    prompts = jnp.sum(q)  # every prompt's q sums to one
+    expect = lambda x: Mean(jnp.sum(q * x), prompts)  # noqa: E731
+    divergence = Mean(policy_divergence(batch.extras["G"], ratios, batch, precision), prompts)
+    terms = {name: expect(batch.extras[name]) for name in (*TERMS, "G")}
+    size = jnp.sum(same_group(batch), axis=-1)
+    terms["kl_habit"] = expect(log_q + jnp.log(jnp.maximum(size, 1)))  # the habit's own tilt is uniform
+    terms["entropy"] = expect(-log_q)
+    return Loss(divergence, {"divergence": divergence, **terms})

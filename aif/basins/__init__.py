@@ -1,0 +1,78 @@
+"""Basin metrics: one file each. A metric turns solutions into `Measured` quantities with per-row contributions.
+
+A file of this folder that defines `Options` and `measure(bench, options)` is a metric that configs can name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from aif.batches import Dataset
+from aif.policy import Policy
+from aif.types import Adapter
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A solution under measurement: an adapter beside the base model. `control` marks random twins."""
+
+    name: str
+    adapter: Adapter
+    seed: int = 0
+    control: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Solutions of one kind share a norm grid: effective norms of weights and of vectors do not compare."""
+        return "vector" if "vector" in self.adapter else "lora"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One quantity of one subject, as a function of row weights, so that intervals can be paired across subjects.
+
+    `value(w)` takes a weight per row (`[rows]`, all ones for the plain value; integers for a bootstrap resample) and
+    returns one number, or one per point of `x`.
+    """
+
+    metric: str
+    quantity: str
+    unit: str
+    better: str  # "lower", "higher" or ""
+    subject: str
+    seed: int
+    control: bool
+    rows: int
+    row_name: str
+    value: Callable[[np.ndarray], np.ndarray]
+    x: tuple[float, ...] = ()
+    x_label: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What metrics measure on: the base model, the subjects and the held-out data.
+
+    `target` holds the target responses of held-out prompts of training domains; `alternatives` and
+    `alternatives_elsewhere` hold all candidates of held-out prompts, in training domains and in held-out domains.
+    """
+
+    base: Policy
+    subjects: Sequence[Subject]
+    target: Dataset
+    alternatives: Dataset
+    alternatives_elsewhere: Dataset
+    tokenizer: Any
+    rows: int
+    key: Array
+    say: Callable[[str], None] = field(default=lambda text: None)
+
+
+def ratio(sums: np.ndarray, weights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """w -> (w . sums) / (w . weights): a token-weighted mean over rows, `sums` `[rows]` or `[rows, points]`."""
+    return lambda w: (w @ sums) / (w @ weights)

@@ -1,0 +1,84 @@
+"""Pre-training significance: how far the solution moves next-token predictions on pre-training-like text.
+
+    S(x, n) = mean over texts and tokens of KL( P_base(. | text) || P_base+x(. | text) ),   x at effective norm n
+
+full vocabulary, nats per token, padding left out, raw text without a chat template, all tokens steered, at n = factor
+times the mean own norm of the solutions of a kind. Controls: Gaussian twins with the same norm in every module.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from pydantic import BaseModel, Field
+
+from aif.adapter import effective_norm, random_like, to_norm
+from aif.basins import Bench, Measured, Subject, ratio
+from aif.basins.scoring import divergences
+from aif.batches import Dataset, build
+from aif.corpus import Candidate, Conversation
+from aif.corpus.pretraining import texts
+
+
+class Options(BaseModel, extra="forbid"):
+    source: str = Field("pydoc", description="`pydoc`, or a .txt, .jsonl or .parquet file of pre-training-like text")
+    texts: int = Field(32, ge=1)
+    tokens: int = Field(256, ge=8, description="tokens per text")
+    factors: list[float] = Field([0.25, 0.5, 0.75, 1.0, 1.5, 2.0], min_length=1)
+    controls: int = Field(1, ge=0)
+
+
+def text_data(bench: Bench, options: Options) -> Dataset:
+    """The texts, cut to `tokens` tokens each, one to a row."""
+    rows = []
+    for number, text in enumerate(texts(options.source, options.texts, max_chars=8 * options.tokens)):
+        ids = bench.tokenizer.encode(text, add_special_tokens=False)[: options.tokens - 8]
+        cut = bench.tokenizer.decode(ids)
+        rows.append(_as_row(cut, number))
+    return build(rows, bench.tokenizer, which="target", length=options.tokens, target="")
+
+
+def _as_row(text: str, number: int) -> Conversation:
+    candidate = Candidate(content=text, stance="", ratings={}, extra={})
+    return Conversation(
+        id=f"text-{number}",
+        prompt=(),
+        candidates=(candidate,),
+        domain="",
+        language="",
+        split="",
+        kind="text",
+        where=f"text {number}",
+        train_turns=False,
+        extra={},
+    )
+
+
+def measure(bench: Bench, options: Options) -> list[Measured]:
+    """The curve S(n) and S at the common norm, per subject and per random twin."""
+    data = text_data(bench, options)
+    factors = np.array(options.factors)
+    out: list[Measured] = []
+    for kind in dict.fromkeys(s.kind for s in bench.subjects):
+        subjects = [s for s in bench.subjects if s.kind == kind and not s.control]
+        mean_norm = float(np.mean([float(effective_norm(s.adapter)) for s in subjects]))
+        for k in range(options.controls):
+            twin = random_like(subjects[-1].adapter, jax.random.fold_in(bench.key, k))
+            subjects.append(Subject(f"random {kind}", twin, k, control=True))
+        norms = mean_norm * np.append(factors, 1.0)
+        for subject in subjects:
+            bench.say(f"significance: {subject.name}")
+            policies = [bench.base.replace(adapter=to_norm(subject.adapter, n)) for n in norms]
+            sums, tokens = divergences(bench.base, policies, data, rows=bench.rows)
+            out += _quantities(subject, norms[:-1], sums, tokens)
+    return out
+
+
+def _quantities(subject: Subject, norms: np.ndarray, sums: np.ndarray, tokens: np.ndarray) -> list[Measured]:
+    what = {"metric": "significance", "subject": subject.name, "seed": subject.seed, "control": subject.control}
+    what |= {"rows": len(tokens), "row_name": "texts", "unit": "nats/token", "better": "higher"}
+    axis = {"x": tuple(norms.tolist()), "x_label": "effective norm"}
+    return [
+        Measured(quantity="KL from the base model", value=ratio(sums[:, :-1], tokens), **axis, **what),
+        Measured(quantity="KL at the common norm", value=ratio(sums[:, -1], tokens), **what),
+    ]

@@ -1,0 +1,193 @@
+"""The command line: thin verbs over the library. Nothing heavy is imported before a verb needs it.
+
+Exit status: 0 done, 1 a fault of the engine, 2 a mistake in the input (one line says what and how to mend it),
+130 and 143 stopped by SIGINT and SIGTERM with the state saved.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from aif.errors import BadInput
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Active-inference fine-tuning in JAX.",
+)
+models = typer.Typer(no_args_is_help=True, help="Models: list, fetch, inspect.")
+corpus = typer.Typer(no_args_is_help=True, help="Corpora: check a file and show its statistics.")
+config = typer.Typer(no_args_is_help=True, help="Configs: check one, or print the schema.")
+app.add_typer(models, name="models")
+app.add_typer(corpus, name="corpus")
+app.add_typer(config, name="config")
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML config", metavar="CONFIG")]
+Overrides = Annotated[Optional[list[str]], typer.Argument(help="key.sub=value overrides; ~key deletes one")]  # noqa: UP045
+Out = Annotated[Optional[Path], typer.Option("--out", help="run folder; runs/NAME when left out")]  # noqa: UP045
+Resume = Annotated[bool, typer.Option("--resume", help="continue the run in the folder")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the run in the folder and start over")]
+
+
+@app.command()
+def run(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    arm: Annotated[Optional[str], typer.Option(help="arm to train; the first when left out")] = None,  # noqa: UP045
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train one arm of a config: the shared stage, then the arm's own."""
+    from aif.api import fit
+    from aif.config import load
+
+    checked = load(file, overrides or [])
+    folder = out or Path("runs") / checked.name
+    fit(checked, arm=arm, out=folder, resume=resume, overwrite=overwrite, quiet=False)
+    print(f"run: {folder}")
+
+
+@app.command()
+def compare(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train every arm, measure the basins, and write results.json and report.html."""
+    from aif.api import compare as run_comparison
+    from aif.config import load
+
+    checked = load(file, overrides or [])
+    folder = out or Path("runs") / checked.name
+    run_comparison(checked, out=folder, resume=resume, overwrite=overwrite, quiet=False)
+    print(f"results: {folder / 'results.json'}")
+    print(f"report:  {folder / 'report.html'}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="run folder of a comparison")]) -> None:
+    """Render report.html again from results.json."""
+    from aif.report import render
+    from aif.results import Results
+
+    print(f"report: {render(Results.load(folder / 'results.json'), folder / 'report.html')}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what the user says")],
+    model: Annotated[str, typer.Option(help="model to answer")] = "smollm2-135m",
+    adapter: Annotated[Optional[Path], typer.Option(help="trained.safetensors of a stage")] = None,  # noqa: UP045
+    steer: Annotated[Optional[str], typer.Option(help="FILE:DOSE[@LAYER], dose in residual norms")] = None,  # noqa: UP045
+    ablate: Annotated[Optional[Path], typer.Option(help="direction file to project out at every layer")] = None,  # noqa: UP045
+    tokens: Annotated[int, typer.Option(min=1, help="tokens to generate at most")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    seed: int = 0,
+) -> None:
+    """Answer a prompt, plain, with a trained adapter, or steered along a direction."""
+    from aif.api import generate as answer
+    from aif.checkpoint import load_arrays
+    from aif.directions.use import edits_from
+    from aif.models.hub import load
+
+    lm = load(model)
+    trained = load_arrays(adapter)[0] if adapter is not None else None
+    edits = edits_from(lm, steer=steer, ablate=ablate)
+    print(answer(lm, prompt, adapter=trained, edits=edits, new_tokens=tokens, temperature=temperature, seed=seed)[0])
+
+
+@models.command("list")
+def models_list() -> None:
+    """Models with a name: real ones that can be fetched, and random ones for tests."""
+    from aif.models.families import SIZES
+    from aif.models.hub import CATALOGUE
+
+    for name, entry in CATALOGUE.items():
+        print(f"{name:22s} {entry.description}")
+    for name in SIZES:
+        print(f"{name:22s} random weights, for tests")
+
+
+@models.command("fetch")
+def models_fetch(
+    name: str, force: Annotated[bool, typer.Option("--force", help="fetch again what is there")] = False
+) -> None:
+    """Download a model into the cache folder and check it."""
+    from aif.models.hub import fetch
+
+    print(fetch(name, force=force))
+
+
+@models.command("inspect")
+def models_inspect(source: str) -> None:
+    """Family, sizes, tokenizer and weights of a model."""
+    from aif.models.hub import inspect
+
+    print(json.dumps(inspect(source), indent=1, default=str))
+
+
+@corpus.command("check")
+def corpus_check(
+    path: Annotated[str, typer.Argument(help="JSONL file, or bundled:NAME")] = "bundled:discernment",
+    scale: Annotated[str, typer.Option(help="rating scale: a name or a YAML file")] = "nexus",
+    skip: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="list bad rows instead of stopping at the first")
+    ] = False,
+) -> None:
+    """Read a corpus, report bad rows by file and line, and print its statistics."""
+    from aif.corpus import bundled, load_scale, read
+    from aif.corpus.check import check
+
+    loaded = load_scale(scale)
+    file = bundled(path.removeprefix("bundled:")) if path.startswith("bundled:") else Path(path)
+    rows = read(file, scale=loaded, on_bad_row="skip" if skip else "error")
+    for line in rows.skipped:
+        print(f"skipped: {line}", file=sys.stderr)
+    print(json.dumps(check(rows, loaded), indent=1, default=str))
+
+
+@config.command("check")
+def config_check(file: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a config and print it with every default filled in."""
+    import yaml
+
+    from aif.config import load
+
+    print(yaml.safe_dump(load(file, overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """The JSON schema of configs."""
+    from aif.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def main() -> None:
+    """Run a verb; a mistake in the input ends with one line and exit status 2, never a traceback."""
+    try:
+        app()
+    except BadInput as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__name__ == "Stopped":
+            print(str(error), file=sys.stderr)
+            sys.exit(getattr(error, "status", 1))
+        raise
+
+
+if __name__ == "__main__":
+    main()

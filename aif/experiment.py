@@ -1,0 +1,200 @@
+"""An experiment's parts made from its config: model, corpus, data sets, objectives, and one arm's stages."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif import adapter as adapters
+from aif.batches import Dataset, build
+from aif.config import Config, OptimizerSection, Stage, plugin_options
+from aif.corpus import Conversation, bundled, load_scale, read
+from aif.errors import BadInput
+from aif.log import Progress
+from aif.models.hub import load
+from aif.objectives import Context, Objective
+from aif.policy import Policy, bind
+from aif.runtime import compilation_cache
+from aif.train import Optimizer, Settings, Trained, prepared, stage
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config with what it names loaded. Everything is derived lazily, so checks come before device work."""
+
+    config: Config
+
+    @cached_property
+    def scale(self) -> Any:
+        return load_scale(self.config.corpus.scale)
+
+    @cached_property
+    def corpus(self) -> Any:
+        c = self.config.corpus
+        path = bundled(c.path.removeprefix("bundled:")) if c.path.startswith("bundled:") else Path(c.path)
+        return read(path, scale=self.scale, columns=c.columns or None, on_bad_row=c.on_bad_row)
+
+    @cached_property
+    def lm(self) -> Any:
+        compilation_cache()
+        return load(self.config.model.source)
+
+    @cached_property
+    def base(self) -> Policy:
+        """The pre-trained model, without adapter."""
+        m = self.config.model
+        return bind(self.lm, remat=m.remat, compute_dtype=jnp.dtype(m.compute_dtype))
+
+    def rows(self, *splits: str) -> list[Conversation]:
+        """Rows of the corpus in these splits, scaffolding left out; training rows obey `domains` and `limit`."""
+        c = self.config.corpus
+        found = [r for r in self.corpus.rows if r.split in splits and r.kind != "scaffolding"]
+        if splits == tuple(c.train):
+            found = [r for r in found if not c.domains or r.domain in c.domains]
+            found = found[: c.limit] if c.limit else found
+        return found
+
+    def data(self, which: str, *splits: str, length: int | None = None) -> Dataset:
+        """Encoded rows of these splits with the candidates `which` names."""
+        rows = self.rows(*splits)
+        if not rows:
+            raise BadInput(
+                f"{self.corpus.path}: no rows with split {' or '.join(map(repr, splits))}; check the corpus section"
+            )
+        dimensions = [d.id for d in self.scale.dimensions]
+        return build(
+            rows,
+            self.lm.tokenizer,
+            which=which,
+            length=length or self.config.batch.length,
+            target=self.config.corpus.target,
+            dimensions=dimensions,
+        )
+
+    @cached_property
+    def context(self) -> Context:
+        """What objectives' factories read."""
+        dimensions = tuple(d.id for d in self.scale.dimensions)
+        candidates = [c for row in self.rows(*self.config.corpus.train) for c in row.candidates]
+        table = np.array([[c.ratings.get(d, -1) for d in dimensions] for c in candidates])
+        liked = np.array([c.stance == self.config.corpus.target for c in candidates], bool)
+        return Context(dimensions, tuple(self.scale.levels), table, table[liked])
+
+    def objective(self, spec: Stage) -> Objective:
+        """The objective a stage names, with its options."""
+        name, options = spec.objective.name, spec.objective.options
+        if ":" in name:
+            module, _, attribute = name.partition(":")
+            try:
+                made = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                raise BadInput(f"objective.name: {name!r} cannot be imported ({error}); give module:name") from error
+            return made if isinstance(made, Objective) else made(**options)
+        module, checked = plugin_options("objectives", name, options, f"objective {name}")
+        return module.make(checked, self.context)
+
+    def fresh(self, seed: int) -> Any:
+        """Trainable values of a new run: an adapter, or a copy of all parameters."""
+        a = self.config.adapter
+        if a.kind == "full":
+            return self.base.params
+        if a.kind == "vector":
+            return adapters.steering_vector(self.lm.config, layers=a.layers)
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        return adapters.lora(self.lm.config, rank=a.rank, alpha=a.alpha, targets=a.targets, layers=a.layers, key=key)
+
+    def settings(self, spec: Stage, seed: int) -> Settings:
+        """How a stage is trained."""
+        c = self.config
+        optimizer: OptimizerSection = spec.optimizer or c.optimizer
+        return Settings(
+            steps=spec.steps,
+            optimizer=Optimizer(**optimizer.model_dump()),
+            rows=c.batch.rows,
+            accumulate=c.batch.accumulate,
+            seed=seed,
+            full=c.adapter.kind == "full",
+            checkpoint_every=c.checkpoint.every,
+            keep=c.checkpoint.keep,
+            log_every=c.log.every,
+            tensorboard=c.log.tensorboard,
+        )
+
+    def train(
+        self,
+        spec: Stage,
+        trainable: Any,
+        *,
+        seed: int,
+        name: str,
+        folder: Path | None,
+        progress: Progress,
+        objective: Objective | None = None,
+        tables: dict[str, np.ndarray] | None = None,
+    ) -> Trained:
+        """One stage from `trainable`; its reference model is the policy it starts from."""
+        objective = objective or self.objective(spec)
+        data = self.data(objective.responses, *self.config.corpus.train)
+        if tables is not None:
+            data = data.with_tables(_select(tables, data))
+        full = self.config.adapter.kind == "full"
+        reference = self.base.replace(params=trainable) if full else self.base.replace(adapter=trainable)
+        settings = self.settings(spec, seed)
+        if folder is None or not (folder / "done.json").exists():
+            progress.say(f"{name}: preparing {len(data.owners)} responses")
+            data = prepared(objective, reference, data, rows=settings.rows, key=jax.random.key(seed))
+        identity = {"weights": self.lm.fingerprint, "hyperparameters": spec.objective.model_dump()}
+        return stage(
+            self.base,
+            trainable,
+            objective,
+            data,
+            settings,
+            folder=folder,
+            progress=progress,
+            name=name,
+            identity=identity,
+        )
+
+
+def _select(tables: dict[str, np.ndarray], data: Dataset) -> dict[str, np.ndarray]:
+    """Facts keyed by (row, candidate), as an array `[rows, candidates, ...]`, looked up for this data set's responses."""
+    rows, candidates = np.array(data.owners).T
+    return {name: table[rows, candidates] for name, table in tables.items()}
+
+
+def write_record(experiment: Experiment, folder: Path, command: str) -> None:
+    """The resolved config, the environment and a script that runs the same again."""
+    import shlex
+
+    import yaml
+
+    from aif.runtime import environment
+
+    config = experiment.config.model_dump(mode="json")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+    (folder / "reproduce.sh").write_text(
+        "#!/bin/sh\n# Runs the same experiment again, in a new folder beside this file's.\n"
+        'cd "$(dirname "$0")"\n'
+        f"exec {shlex.join(command.split()[:2])} config.yaml --out ../{folder.name}-again\n"
+    )
+
+
+def tables_by_candidate(data: Dataset, names: list[str]) -> dict[str, np.ndarray]:
+    """The inverse of `_select`: facts of an all-candidates data set as `[rows, candidates]` arrays."""
+    rows, candidates = np.array(data.owners).T
+    out = {}
+    for name in names:
+        table = np.zeros((rows.max() + 1, candidates.max() + 1, *data.tables[name].shape[1:]), data.tables[name].dtype)
+        table[rows, candidates] = data.tables[name]
+        out[name] = table
+    return out

@@ -1,0 +1,76 @@
+"""The process a run lives in: compilation cache, environment record, and being asked to stop."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType, TracebackType
+
+PACKAGES = ("aif", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "scipy")
+
+
+def compilation_cache() -> None:
+    """Keep compiled programs on disk between runs, unless the user has set a cache of their own.
+
+    `AIF_COMPILATION_CACHE=off` leaves it off.
+    """
+    import jax
+
+    from aif.models.hub import cache_folder
+
+    if os.environ.get("AIF_COMPILATION_CACHE") == "off" or jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def environment() -> dict[str, str]:
+    """Versions and devices, for the record of a run."""
+    import jax
+
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    found["devices"] = ", ".join(f"{d.platform}:{d.device_kind}" for d in jax.devices())
+    found["cpus"] = str(os.cpu_count())
+    return found
+
+
+class Stopped(Exception):
+    """The process was asked to stop and has saved its state. `status` is its exit status."""
+
+    def __init__(self, status: int, where: Path | None):
+        self.status = status
+        super().__init__(f"stopped; continue with --resume in {where}" if where else "stopped")
+
+
+class StopRequests:
+    """While open, SIGTERM and SIGINT set `status` (143, 130) instead of ending the process; a second one ends it."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequests:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._on)
+            except ValueError:  # not the main thread: leave signals alone
+                break
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def _on(self, number: int, frame: FrameType | None) -> None:
+        if self.status:
+            sys.exit(128 + number)
+        self.status = 128 + number
