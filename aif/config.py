@@ -10,18 +10,39 @@ import difflib
 import importlib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from aif.errors import BadInput
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of folders that a run makes
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class Section(BaseModel):
     """Base of every section: unknown keys and non-finite numbers are refused, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` as true and pydantic true as 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} stands here (YAML reads yes, no, on and off so); quote text")
+        return value
 
 
 class Model(Section):
@@ -110,9 +131,9 @@ class SamplesSection(Section):
 class Config(Section):
     """A whole experiment."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    seed: int = 0
-    seeds: tuple[int, ...] = (0,)
+    name: str = Field("run", pattern=NAME)
+    seed: Seed = 0
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     model: Model = Model()
     corpus: CorpusSection = CorpusSection()
     batch: BatchSection = BatchSection()
@@ -132,6 +153,11 @@ class Config(Section):
     def _consistent(self) -> Config:
         if self.baseline and self.baseline not in self.arms:
             raise ValueError(f"baseline: no arm is called {self.baseline!r}; arms are {', '.join(self.arms)}")
+        wrong = [name for name in self.arms if name == "start" or not re.fullmatch(NAME, name)]
+        if wrong:
+            raise ValueError(f"arms.{wrong[0]}: not a name for an arm; use letters, digits, . _ -, and not `start`")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: a seed is given twice; give each once")
         for name, stage in {**({"start": self.start} if self.start else {}), **self.arms}.items():
             optimizer = stage.optimizer or self.optimizer
             if optimizer.warmup > stage.steps:
@@ -182,8 +208,8 @@ def check(tree: dict[str, Any], where: str = "config") -> Config:
 
 
 def plugin_options(package: str, name: str, options: dict[str, Any], where: str) -> tuple[Any, Any]:
-    """The module `aif.<package>.<name>` and its checked `Options`; `module:function` names a user's own."""
-    if ":" in name:
+    """The module `aif.<package>.<name>` and its checked `Options`; `module:name` is a user's own objective."""
+    if ":" in name and package == "objectives":
         return None, options
     names = available(package)
     if name not in names:
@@ -236,7 +262,7 @@ def _override(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> d
             if item.startswith("~"):
                 parent, _, leaf = item[1:].rpartition(".")
                 node = OmegaConf.select(merged, parent) if parent else merged
-                if node is None or leaf not in node:
+                if not OmegaConf.is_config(node) or leaf not in node:
                     raise BadInput(f"{item}: there is no such key to delete")
                 del node[leaf]
             else:

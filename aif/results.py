@@ -148,7 +148,7 @@ class Results(Record):
         """
         try:
             return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BadInput(f"{path}: no results here; run `aif compare` first") from error
         except ValueError as error:
             first = str(error).splitlines()[0]

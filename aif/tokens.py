@@ -8,6 +8,7 @@ property, the row is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,11 +38,12 @@ class Encoded(NamedTuple):
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Ids of a rendered text. Special tokens become their ids, except where they came from a message's own words."""
     ids: list[int] = []
+    words = _shielded_words(tokenizer)
     for number, piece in enumerate(text.replace(SHIELD[1], SHIELD[0]).split(SHIELD[0])):
         if number % 2 == 0:
             ids += tokenizer.encode(piece, add_special_tokens=False) if piece else []
         else:
-            ids += _plain(tokenizer, tokenizer.all_special_tokens[int(piece)])
+            ids += _plain(tokenizer, words[int(piece)])
     return ids
 
 
@@ -82,10 +84,16 @@ def encode(tokenizer: Any, row: Conversation, candidates: Sequence[int], max_len
     return _fit(_tree(prompt, answers), row, max_length)
 
 
+def _shielded_words(tokenizer: Any) -> list[str]:
+    """Texts that stand for themselves in a message: all control tokens, also those that no role (bos, eos, ...) names,
+    and the shield's own marks. Longest first."""
+    control = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return sorted({*control, *tokenizer.all_special_tokens, *SHIELD}, key=lambda word: (-len(word), word))
+
+
 def _shield(tokenizer: Any, content: str) -> str:
-    for number, token in enumerate(tokenizer.all_special_tokens):
-        content = content.replace(token, f"{SHIELD[0]}{number}{SHIELD[1]}")
-    return content
+    words = _shielded_words(tokenizer)
+    return re.sub("|".join(map(re.escape, words)), lambda m: f"{SHIELD[0]}{words.index(m[0])}{SHIELD[1]}", content)
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:

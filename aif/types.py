@@ -63,7 +63,7 @@ class Edits(NamedTuple):
     add: Float[Array, "L B K"]
     gain: Float[Array, "L B K"]
     target: Float[Array, "L B K"]
-    mask: Float[Array, "B T"]  # 1 where the edit applies
+    mask: Float[Array, "#B #T"]  # 1 where the edit applies; size 1 stands for all
 
 
 class Mean(NamedTuple):

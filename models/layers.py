@@ -115,10 +115,10 @@ def _attend(q: Array, k: Array, v: Array, bias: Array) -> Array:
 def edit(
     h: Float[Array, "B T D"],
     vector: Float[Array, "K D"],
-    add: Float[Array, "B K"],
-    gain: Float[Array, "B K"],
-    target: Float[Array, "B K"],
-    mask: Float[Array, "B T"],
+    add: Float[Array, "#B K"],
+    gain: Float[Array, "#B K"],
+    target: Float[Array, "#B K"],
+    mask: Float[Array, "#B #T"],
 ) -> Float[Array, "B T D"]:
     """One layer of `Edits`: h + mask * sum_k [add_k + gain_k (target_k - h . vhat_k)] vhat_k."""
     B, T, D = h.shape

@@ -46,7 +46,7 @@ def _hidden(policy: Policy, batch: Batch) -> Array:
 
 
 @jax.jit
-def _divergence(policy: Policy, reference_hidden: Array, batch: Batch) -> tuple[Array, Array]:
+def _divergence(policy: Policy, reference: Policy, reference_hidden: Array, batch: Batch) -> tuple[Array, Array]:
     hidden = policy(batch).hidden
     pick = lambda h: jnp.take_along_axis(h, batch.index[..., None], axis=1)  # noqa: E731
     pairs = jnp.stack([pick(reference_hidden), pick(hidden)])  # [2, B, N, D]
@@ -56,7 +56,8 @@ def _divergence(policy: Policy, reference_hidden: Array, batch: Batch) -> tuple[
     chunks = jnp.pad(flat, ((0, 0), (0, short), (0, 0))).reshape(2, -1, CHUNK, D).swapaxes(0, 1)
 
     def kl(pair: Array) -> Array:
-        log_p, log_q = (jax.nn.log_softmax(logits(policy.params, h), axis=-1) for h in pair)
+        heads = (reference.params, policy.params)
+        log_p, log_q = (jax.nn.log_softmax(logits(p, h), axis=-1) for p, h in zip(heads, pair, strict=True))
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
     per_token = jax.lax.map(kl, chunks).reshape(-1)[: B * N].reshape(B, N)
@@ -72,6 +73,6 @@ def divergences(
     for batch in once(data, rows=rows):
         hidden = _hidden(reference, batch)
         for column, policy in zip(columns, policies, strict=True):
-            column.append((*_divergence(policy, hidden, batch), batch.ids))
+            column.append((*_divergence(policy, reference, hidden, batch), batch.ids))
     done = [_in_order(column) for column in columns]
     return np.stack([sums for sums, _ in done], axis=1), done[0][1]

@@ -1,0 +1,171 @@
+"""A contract suite for objectives: run it on your own.
+
+    import aif.testing
+    aif.testing.check(my_objective)
+
+A tiny random model, the bundled tiny corpus and an adapter are enough to see whether the engine may rely on an
+objective: that its sums stay exact whatever the micro-batches, that padding counts nothing, that it has a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif.objectives import Objective
+from aif.types import Adapter, Batch, Loss, Mean
+
+if TYPE_CHECKING:
+    from aif.models.hub import LM
+    from aif.policy import Policy
+
+TOLERANCE = 1e-4  # of the largest number compared: float32 sums in another order
+
+
+def check(objective: Objective, lm: LM | None = None) -> None:
+    """Raise unless the objective keeps the contract of `aif.objectives`.
+
+    Checked on rows of the bundled tiny corpus: `prepare` and `loss` can be jitted; `prepare` returns finite facts per
+    response slot; the loss is a `Loss` of `Mean`s, finite, of positive weight; the adapter's gradient is finite and
+    not zero; empty rows change nothing and repeated rows count twice; the sums of two micro-batches are those of one
+    batch, and so are the gradients.
+
+    Args:
+      lm: a model with a tokenizer; a random one of two layers when left out.
+
+    Raises:
+      AssertionError: naming what is wrong, in one line.
+    """
+    if lm is None:
+        from aif.models.hub import load
+
+        lm = load("tiny-random")
+    from aif.policy import bind
+
+    where = f"objective {objective.name!r}"
+    adapter, batch = _adapter(lm), _batch(lm, objective.responses)
+    reference, key = bind(lm), jax.random.key(0)
+    facts = _call(f"{where}: prepare", jax.jit(objective.prepare), reference, batch, key)
+    _check_facts(where, facts, batch)
+    batch = batch._replace(extras={**batch.extras, **facts})
+
+    def total(adapter: Adapter, reference: Policy, batch: Batch) -> tuple[Any, Any]:
+        result = objective.loss(reference.replace(adapter=adapter), batch)
+        _check_loss(where, result)
+        return jnp.asarray(result.total.sum), result
+
+    graded = jax.jit(jax.value_and_grad(total, has_aux=True))
+    run = lambda b: _call(f"{where}: loss", graded, adapter, reference, b)  # noqa: E731
+    (_, whole), gradient = run(batch)
+    _check_values(where, whole, gradient)
+    first, second = (_take(batch, slice(n, n + 1)) for n in (0, 1))
+    halves = [(result, slope) for (_, result), slope in map(run, (first, second))]
+    added = jax.tree.map(lambda x, y: x + y, *halves)
+    _same(f"{where}: two micro-batches do not add up to one batch", added, (whole, gradient))
+    (_, padded), slope = run(_join(first, _empty(first)))
+    _same(f"{where}: a row without a prompt or response is not free", (padded, slope), halves[0])
+    (_, twice), slope = run(_join(first, first))
+    double = jax.tree.map(lambda x: 2 * x, halves[0])
+    _same(f"{where}: a row given twice does not count twice", (twice, slope), double)
+
+
+def _call(where: str, function: Any, *values: Any) -> Any:
+    try:
+        return function(*values)
+    except AssertionError:
+        raise
+    except Exception as error:  # whatever a user's function raises while it is traced
+        what = (str(error).splitlines() or [""])[0][:200]
+        raise AssertionError(f"{where} fails under jax.jit ({type(error).__name__}: {what})") from error
+
+
+def _check_facts(where: str, facts: Any, batch: Batch) -> None:
+    if not isinstance(facts, Mapping):
+        raise AssertionError(f"{where}: prepare returns {type(facts).__name__}; return a dict of arrays [B, R, ...]")
+    for name, value in facts.items():
+        if np.shape(value)[:2] != batch.ids.shape:
+            raise AssertionError(
+                f"{where}: prepare's {name!r} has shape {np.shape(value)}; facts are per response slot, "
+                f"{batch.ids.shape} and whatever follows"
+            )
+        if not np.isfinite(np.asarray(value)[np.asarray(batch.ids) >= 0]).all():
+            raise AssertionError(f"{where}: prepare's {name!r} is not finite for a response that is there")
+
+
+def _check_loss(where: str, result: Any) -> None:
+    if not isinstance(result, Loss) or not isinstance(result.total, Mean):
+        raise AssertionError(f"{where}: loss returns {type(result).__name__}; return Loss(Mean(sum, weight), terms)")
+    for name, term in {"total": result.total, **result.terms}.items():
+        if not isinstance(term, Mean):
+            raise AssertionError(f"{where}: term {name!r} is {type(term).__name__}; return Mean(sum, weight)")
+        if jnp.shape(term.sum) or jnp.shape(term.weight):
+            raise AssertionError(f"{where}: term {name!r} is an array; Mean holds two numbers")
+
+
+def _check_values(where: str, result: Loss, gradient: Adapter) -> None:
+    for name, term in {"total": result.total, **result.terms}.items():
+        if not np.isfinite(term.sum) or not np.isfinite(term.weight):
+            raise AssertionError(f"{where}: {name} is {float(term.sum)} / {float(term.weight)}, not finite")
+    if not result.total.weight > 0:
+        raise AssertionError(f"{where}: total has weight {float(result.total.weight)}; a loss weighs something")
+    leaves = [np.asarray(target[leaf]) for target in gradient.values() for leaf in ("a", "b")]
+    if not all(np.isfinite(x).all() for x in leaves):
+        raise AssertionError(f"{where}: the adapter's gradient is not finite")
+    if not any(x.any() for x in leaves):
+        raise AssertionError(f"{where}: the adapter's gradient is zero; the loss does not depend on the policy")
+
+
+def _same(message: str, got: tuple[Loss, Adapter], want: tuple[Loss, Adapter]) -> None:
+    """Compare losses term by term and gradients leaf by leaf."""
+    for name in ("total", *want[0].terms):
+        mine, theirs = ((x.total if name == "total" else x.terms[name]) for x in (got[0], want[0]))
+        for part, x, y in zip(Mean._fields, mine, theirs, strict=True):
+            if not abs(float(x) - float(y)) <= TOLERANCE * max(1.0, abs(float(y))):
+                raise AssertionError(f"{message}: {name} has {part} {float(x):.6g} against {float(y):.6g}")
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(got[1]), jax.tree.leaves(want[1]), strict=True):
+        size = max(float(jnp.abs(y).max()), 1e-6)
+        if not float(jnp.abs(x - y).max()) <= 10 * TOLERANCE * size:
+            raise AssertionError(f"{message}: the gradient of {jax.tree_util.keystr(path)} differs")
+
+
+def _adapter(lm: LM) -> Adapter:
+    """A rank-2 adapter with B away from zero, where every objective has a slope."""
+    from aif.adapter import lora
+
+    fresh = lora(lm.config, rank=2, alpha=4.0, key=jax.random.key(1))
+    noise = lambda n, x: 0.1 * jax.random.normal(jax.random.fold_in(jax.random.key(2), n), x.shape)  # noqa: E731
+    return {name: {**target, "b": noise(n, target["b"])} for n, (name, target) in enumerate(fresh.items())}
+
+
+def _batch(lm: LM, responses: str) -> Batch:
+    """Two packed rows with the candidates that the objective asks for, and their ratings."""
+    from aif.batches import build, once
+    from aif.corpus import bundled, load_scale, read
+
+    dimensions = [d.id for d in load_scale().dimensions]
+    rows = read(bundled("tiny")).rows
+    options = {"which": responses, "target": "discernment", "dimensions": dimensions}
+    length = max(len(e["tokens"]) for e in build(rows, lm.tokenizer, length=1 << 16, **options).examples)
+    data = build(rows, lm.tokenizer, length=2 * length, **options)
+    return jax.tree.map(jnp.asarray, next(iter(once(data, rows=2))))
+
+
+def _take(batch: Batch, rows: slice) -> Batch:
+    return jax.tree.map(lambda x: x[rows], batch)
+
+
+def _join(first: Batch, second: Batch) -> Batch:
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), first, second)
+
+
+def _empty(batch: Batch) -> Batch:
+    """As many rows, each of which holds nothing."""
+    blank = jax.tree.map(jnp.zeros_like, batch)
+    return blank._replace(ids=blank.ids - 1, group=blank.group - 1)
+
+
+__all__ = ["check"]

@@ -1,0 +1,190 @@
+"""Generation: the cached loop against an uncached one, steering scopes, stopping, temperature."""
+
+from __future__ import annotations
+
+import zlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif.models.decoder import DecoderConfig, forward, logits, random_params
+from aif.policy import Policy
+from aif.sampling import degeneration, generate
+from aif.steering import add, clamp
+
+NEW = 12
+LENGTHS = [1, 5, 32, 33]  # one bucket is 32 tokens: the longest needs a second one
+NEVER = 10_000  # a stop token that no model emits
+ROOM = 64
+
+
+@pytest.fixture(scope="module")
+def prompts(toy):
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, toy.config.vocab, n).tolist() for n in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def edits(toy):
+    c = toy.config
+    direction = jax.random.normal(jax.random.key(1), (c.layers, c.width))
+    return add(direction, jnp.array([2.0, -2.0, 1.0, 0.5]), jnp.ones(c.layers), layers=[0, 2])
+
+
+@partial(jax.jit, static_argnames="new")
+def _scores(policy, tokens, masks, *, new):
+    edits = None if policy.edits is None else policy.edits._replace(mask=masks)
+    hidden = forward(policy.config, policy.params, tokens, adapter=policy.adapter, edits=edits).hidden
+    return logits(policy.params, hidden)
+
+
+def mask_of(lengths, scope):
+    """Which positions of right-padded rows an edit with this scope applies to."""
+    at = np.arange(ROOM)[None]
+    is_prompt = at < np.array(lengths)[:, None]
+    return np.where(is_prompt, scope in ("all", "prompt"), scope in ("all", "response")).astype(np.float32)
+
+
+def slow_greedy(policy, prompts, scope):
+    """Argmax of a whole uncached forward pass, right-padded, once per new token."""
+    texts = [list(p) for p in prompts]
+    logps = np.zeros((len(prompts), NEW))
+    for step in range(NEW):
+        tokens = np.stack([np.pad(t, (0, ROOM - len(t))) for t in texts])
+        scores = np.asarray(_scores(policy, tokens, mask_of([len(p) for p in prompts], scope), new=NEW))
+        for row, text in enumerate(texts):
+            last = scores[row, len(text) - 1]
+            text.append(int(last.argmax()))
+            logps[row, step] = last.max() - np.log(np.exp(last - last.max()).sum()) - last.max()
+    return np.array([t[len(p) :] for t, p in zip(texts, prompts, strict=True)]), logps
+
+
+@pytest.mark.parametrize("scope", ["prompt", "response", "all"])
+def test_greedy_is_the_uncached_argmax_loop(toy, toy_adapter, prompts, edits, scope):
+    """Token for token: four prompt lengths in one batch, an adapter, and edits with a dose per row."""
+    policy = toy.replace(adapter=toy_adapter, edits=edits)
+    made = generate(policy, prompts, new_tokens=NEW, stop=NEVER, scope=scope)
+    tokens, logps = slow_greedy(policy, prompts, scope)
+    np.testing.assert_array_equal(made.tokens, tokens)
+    np.testing.assert_allclose(made.logps, logps, rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(made.lengths, [NEW] * 4)
+    assert len(set(map(tuple, tokens.tolist()))) > 1
+
+
+def test_a_prompt_answers_the_same_alone(toy, prompts):
+    """Neighbours and padding in a batch do not matter."""
+    together = generate(toy, prompts, new_tokens=NEW, stop=NEVER)
+    for row in (0, 3):
+        single = generate(toy, [prompts[row]], new_tokens=NEW, stop=NEVER)
+        np.testing.assert_array_equal(single.tokens[0], together.tokens[row])
+        np.testing.assert_allclose(single.logps[0], together.logps[row], rtol=0, atol=2e-5)
+
+
+def test_generation_ends_at_the_stop_token(toy, prompts):
+    """A stop token that row 0 emits at a known step: what came before it is unchanged, what follows is padding."""
+    free = generate(toy, prompts, new_tokens=NEW, stop=NEVER)
+    stop = int(free.tokens[0, 3])
+    made = generate(toy, prompts, new_tokens=NEW, stop=stop)
+    for row in range(4):
+        seen = np.flatnonzero(np.asarray(free.tokens[row]) == stop)
+        length = int(seen[0]) + 1 if len(seen) else NEW
+        assert int(made.lengths[row]) == length
+        np.testing.assert_array_equal(made.tokens[row, :length], free.tokens[row, :length])
+        np.testing.assert_array_equal(made.tokens[row, length:], stop)
+        np.testing.assert_array_equal(made.logps[row, length:], 0.0)
+    assert int(made.lengths[0]) <= 4
+
+
+def counting_policy(dose: float) -> Policy:
+    """Every embedding is (1, 0, 0, 0). The edit adds `dose` to coordinate 1 after layer 0; layer 1 attends to all
+    positions alike and copies its mean of coordinate 1 into coordinate 2, which is the logit of token 0."""
+    c = DecoderConfig("toy", vocab=3, width=4, layers=2, heads=1, kv_heads=1, head_dim=4, ff=4, tied=False)
+    params = jax.tree.map(jnp.zeros_like, random_params(c))
+    layers = params["layers"]
+    layers = {**layers, "attn_norm": jnp.ones((2, 4)), "mlp_norm": jnp.ones((2, 4))}
+    layers["v"] = {"w": layers["v"]["w"].at[1, 1, 0].set(1.0)}
+    layers["o"] = {"w": layers["o"]["w"].at[1, 0, 2].set(1.0)}
+    embed, head = params["embed"].at[:, 0].set(1.0), params["head"].at[0, 2].set(1.0).at[2, 0].set(-3.0)
+    direction = jnp.zeros((2, 4)).at[:, 1].set(1.0)
+    edits = add(direction, jnp.full(2, dose), jnp.ones(2), layers=[0])
+    return Policy({"embed": embed, "head": head, "norm": jnp.ones(4), "layers": layers}, None, edits, config=c)
+
+
+@pytest.mark.parametrize("scope", ["prompt", "response", "all"])
+def test_scope_names_the_positions_that_are_steered(scope):
+    """The log-probability of token t tells how many of the positions before it were steered.
+
+    With k of n positions steered, coordinate 2 is c k/n, where c = 1/rms(1, 1, 0, 0) = sqrt 2 is what a steered
+    position shows after the norm; the last residual is (1, e, c k/n, 0), e = 1 where the last position is steered.
+    Before token t there are P prompt and t generated positions.
+    """
+    steps, prompts = 4, [[0] * 3, [1] * 5]
+    made = generate(counting_policy(1.0), prompts, new_tokens=steps, stop=NEVER, scope=scope)
+    for row, prompt in enumerate(prompts):
+        P = len(prompt)
+        for t in range(steps):
+            on_prompt, on_answer = scope in ("all", "prompt"), scope in ("all", "response")
+            k = P * on_prompt + t * on_answer
+            e = on_prompt if t == 0 else on_answer
+            r = np.array([1.0, e, np.sqrt(2 / (1 + 2e-5)) * k / (P + t), 0.0])
+            h = r / np.sqrt((r**2).mean() + 1e-5)
+            want = h[2] - np.log(np.exp(h[2]) + 1 + np.exp(-3 * h[0]))
+            np.testing.assert_allclose(made.logps[row, t], want, rtol=0, atol=2e-6)
+    np.testing.assert_array_equal(made.tokens, 0)
+
+
+def test_edits_change_without_compiling_again(toy, prompts):
+    """A clamp in the place of a push, and other doses, reuse the compiled loop."""
+    from aif.sampling import _generate
+
+    c = toy.config
+    direction = jax.random.normal(jax.random.key(2), (c.layers, c.width))
+    norms = jnp.ones(c.layers)
+    first = generate(toy.replace(edits=add(direction, jnp.ones(4), norms, layers=[1])), prompts, new_tokens=3, stop=1)
+    compiled = _generate._cache_size()
+    generate(toy.replace(edits=clamp(direction, jnp.arange(4.0), norms, layers=[2])), prompts, new_tokens=3, stop=2)
+    assert _generate._cache_size() == compiled
+    assert first.tokens.shape == (4, 3)
+
+
+def test_temperature_draws_from_the_tempered_softmax(toy):
+    """4000 draws of one token: frequencies within 4 standard errors of softmax(logits / 0.7); log-probabilities are at
+    temperature 1; the key decides the draw."""
+    n, warm = 4000, 0.7
+    prompt = [3, 1, 4]
+    scores = np.asarray(logits(toy.params, forward(toy.config, toy.params, jnp.array([prompt])).hidden))[0, -1]
+    log_p = np.asarray(jax.nn.log_softmax(scores))
+    sample = partial(generate, toy, [prompt] * n, new_tokens=1, stop=NEVER, temperature=warm)
+    made = sample(key=jax.random.key(0))
+    drawn = np.asarray(made.tokens[:, 0])
+    np.testing.assert_allclose(made.logps[:, 0], log_p[drawn], rtol=0, atol=1e-5)
+    p = np.asarray(jax.nn.softmax(scores / warm))
+    share = np.bincount(drawn, minlength=len(p)) / n
+    assert (np.abs(share - p) <= 4 * np.sqrt(p * (1 - p) / n) + 1 / n).all()
+    np.testing.assert_array_equal(sample(key=jax.random.key(0)).tokens, made.tokens)
+    assert (np.asarray(sample(key=jax.random.key(1)).tokens) != made.tokens).any()
+
+
+def test_sampled_logps_are_the_policys(toy, toy_adapter, prompts):
+    """Teacher forcing of what was sampled gives the log-probabilities that sampling reported."""
+    policy = toy.replace(adapter=toy_adapter)
+    made = generate(policy, prompts, new_tokens=NEW, stop=NEVER, temperature=1.3, key=jax.random.key(4))
+    texts = [[*p, *np.asarray(t).tolist()] for p, t in zip(prompts, made.tokens, strict=True)]
+    tokens = np.stack([np.pad(t, (0, ROOM - len(t))) for t in texts])
+    log_p = np.asarray(jax.nn.log_softmax(_scores(policy, tokens, None, new=NEW)))
+    for row, length in enumerate(LENGTHS):
+        want = [log_p[row, length + t - 1, texts[row][length + t]] for t in range(NEW)]
+        np.testing.assert_allclose(made.logps[row], want, rtol=0, atol=2e-5)
+
+
+def test_degeneration_by_hand():
+    """Ids 1 2 1 2 1 2 1: four 4-grams, two of them distinct, so half were seen before."""
+    found = degeneration("abab", [1, 2, 1, 2, 1, 2, 1])
+    assert found["repetition"] == 0.5
+    assert found["compression"] == len(zlib.compress(b"abab")) / 4
+    assert degeneration("ab", [1, 2, 3])["repetition"] == 0.0
+    assert degeneration("", []) == {"repetition": 0.0, "compression": 1.0}
+    assert degeneration("la " * 200, list(range(4)) * 50)["compression"] < 0.05
