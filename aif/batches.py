@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import grain
@@ -20,6 +21,9 @@ from aif.tokens import encode
 from aif.types import Batch
 
 WHICH = ("target", "pair", "all")
+GRAIN = 32  # row lengths are tried in steps of so many tokens
+EVEN = 1700  # row length at which attention costs as much as everything else, roughly: a small model on a CPU
+BINS = 16  # rows that are open for packing at a time when every example is visited once
 Tables = dict[str, np.ndarray]  # facts per response of the data set, [responses, ...]; `Batch.ids` is the row number
 
 
@@ -49,7 +53,36 @@ class Dataset:
 
     def with_tables(self, tables: Tables) -> Dataset:
         """The same data with more facts per response."""
-        return Dataset(self.examples, {**self.tables, **tables}, self.owners, self.length, self.scored, self.slots)
+        return replace(self, tables={**self.tables, **tables})
+
+    def some(self, prompts: int | None) -> Dataset:
+        """So many of the prompts, spread evenly over the data, with all their responses; all of them for None."""
+        if prompts is None or prompts >= len(self.examples):
+            return self
+        kept = [self.examples[k] for k in evenly(len(self.examples), prompts)]
+        ids = np.concatenate([e["ids"] for e in kept])
+        ends = np.cumsum([len(e["ids"]) for e in kept])
+        examples = [
+            {**e, "ids": np.arange(end - len(e["ids"]), end, dtype=np.int32)} for e, end in zip(kept, ends, strict=True)
+        ]
+        tables = {name: table[ids] for name, table in self.tables.items()}
+        return replace(self, examples=tuple(examples), tables=tables, owners=tuple(self.owners[i] for i in ids))
+
+    @cached_property
+    def tight(self) -> Dataset:
+        """The same data at the row length that costs least when every example is visited once."""
+        sizes = np.array([(len(e["tokens"]), len(e["targets"]), len(e["ids"])) for e in self.examples])
+        shortest = -(-int(sizes[:, 0].max()) // GRAIN) * GRAIN
+        lengths = [*range(min(shortest, self.length), self.length, GRAIN), self.length]
+        rooms = [(T, *_capacity(list(self.examples), T)) for T in lengths]
+        cost = lambda room: _rows_needed(sizes, room) * room[0] * (1 + room[0] / EVEN)  # noqa: E731
+        length, scored, slots = min(rooms, key=cost)
+        return replace(self, length=length, scored=scored, slots=slots)
+
+
+def evenly(n: int, m: int) -> list[int]:
+    """m of the numbers 0..n-1, evenly spread."""
+    return [k * n // m for k in range(m)]
 
 
 def stance_order(row: Conversation, target: str) -> list[int]:
@@ -124,19 +157,33 @@ def _capacity(examples: list[dict[str, np.ndarray]], length: int) -> tuple[int, 
     return int(-(-scored // 16) * 16), int(slots) + 1
 
 
+def _rows_needed(sizes: np.ndarray, room: tuple[int, int, int]) -> int:
+    """Rows that first-fit packing with `BINS` open rows fills; `sizes` and `room` are (tokens, scored, slots)."""
+    rows, left = 0, np.zeros((0, 3), int)
+    for size in sizes:
+        fits = np.flatnonzero((left >= size).all(axis=1))
+        if len(fits):
+            left[fits[0]] -= size
+        else:
+            rows, left = rows + 1, np.concatenate([left, [np.array(room) - size]])[-BINS:]
+    return rows
+
+
 def stream(data: Dataset, *, rows: int, seed: int, start: dict | None = None) -> grain.DatasetIterator:
     """Endless shuffled batches of `rows` packed rows. The order depends on `seed` alone."""
     source = grain.MapDataset.source(data.examples).seed(seed).shuffle().repeat().to_iter_dataset()
-    iterator = iter(_packed(source, data, rows).batch(rows).map(lambda packed: _batch(packed, data.tables)))
+    iterator = iter(_packed(source, data, 2 * rows).batch(rows).map(lambda packed: _batch(packed, data.tables)))
     if start is not None:
         iterator.set_state(start)
     return iterator
 
 
 def once(data: Dataset, *, rows: int) -> Iterator[Batch]:
-    """Every example exactly once, in order; the last batch is filled up with empty rows."""
+    """Every example exactly once, in rows of the `tight` length and as many of them as hold `rows` rows' tokens; the
+    last batch is filled up with empty rows."""
+    rows, data = max(1, rows * data.length // data.tight.length), data.tight
     source = grain.MapDataset.source(data.examples).to_iter_dataset()
-    for packed in _packed(source, data, rows).batch(rows, drop_remainder=False):
+    for packed in _packed(source, data, BINS * rows).batch(rows, drop_remainder=False):
         short = rows - len(packed["tokens"])
         if short:
             blank = {k: np.full((short, v.shape[1]), -1 if k == "ids" else 0, v.dtype) for k, v in packed.items()}
@@ -144,7 +191,7 @@ def once(data: Dataset, *, rows: int) -> Iterator[Batch]:
         yield _batch(packed, data.tables)
 
 
-def _packed(source: Any, data: Dataset, rows: int) -> Any:
+def _packed(source: Any, data: Dataset, bins: int) -> Any:
     T, N, R = data.length, data.scored, data.slots
     lengths = {"tokens": T, "positions": T, "branches": T, "index": N, "targets": N, "weights": N, "response": N}
     padding = dict.fromkeys(lengths, 0) | {"ids": -1}
@@ -152,7 +199,7 @@ def _packed(source: Any, data: Dataset, rows: int) -> Any:
         source,
         length_struct=lengths | {"ids": R},
         padding_struct=padding,
-        num_packing_bins=2 * rows,
+        num_packing_bins=bins,
         shuffle_bins=False,
     )
 

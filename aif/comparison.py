@@ -143,10 +143,7 @@ def extract(run: Comparison) -> tuple[Activations, Direction, int]:
     """The contrast direction of the base model on training prompts, saved with its provenance."""
     e, config = run.experiment, run.config
     layer = config.direction.layer if config.direction.layer is not None else e.lm.config.layers // 2
-    data = e.data("all", *config.corpus.train)
-    from aif.basins.generality import first_prompts
-
-    data = first_prompts(data, config.direction.rows)
+    data = e.data("all", *config.corpus.train).some(config.direction.rows)
     activations = response_means(e.base, data, rows=config.batch.rows)
     provenance = {
         "model": config.model.source,
@@ -189,14 +186,16 @@ def budget_of(run: Comparison, trained: dict[int, dict[str, Trained]]) -> dict[s
     put = lambda x: e.base.replace(params=x, remat="none") if full else e.base.replace(adapter=x, remat="none")  # noqa: E731
     seed, arms = next(iter(trained.items()))
     start = arms["start"].trainable if "start" in arms else e.fresh(seed)
-    for arm, spec in config.arms.items():
-        sums, tokens = divergences(put(start), [put(arms[arm].trainable)], data, rows=config.batch.rows)
+    policies = [put(arms[arm].trainable) for arm in config.arms]
+    sums, tokens = divergences(put(start), policies, data, rows=config.batch.rows)
+    kl = sums.sum(axis=0) / tokens.sum()
+    for number, (arm, spec) in enumerate(config.arms.items()):
         out[arm] = {
             "objective": spec.objective.name,
             "steps": spec.steps,
             "tokens": arms[arm].tokens,
             "seconds": round(arms[arm].seconds, 1),
-            "kl_from_start": float(sums.sum() / tokens.sum()),
+            "kl_from_start": float(kl[number]),
             "effective_norm": None if full else float(effective_norm(arms[arm].trainable)),
         }
     return out

@@ -48,7 +48,7 @@ class Section(BaseModel):
 class Model(Section):
     source: str = Field("smollm2-135m", description="catalogue name, Hugging Face folder, .gguf file or owner/name")
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "linear", "full"] = "dots"
+    remat: Literal["none", "dots", "linear", "full"] = "linear"
 
 
 class CorpusSection(Section):
@@ -61,7 +61,7 @@ class CorpusSection(Section):
     domains: tuple[str, ...] = Field((), description="train on these domains only; empty for all")
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's name")
     on_bad_row: Literal["error", "skip"] = "error"
-    limit: PositiveInt | None = Field(None, description="train on the first N prompts only")
+    limit: PositiveInt | None = Field(None, description="train on N prompts, spread evenly over the file")
 
 
 class BatchSection(Section):

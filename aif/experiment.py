@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif import adapter as adapters
-from aif.batches import Dataset, build
+from aif.batches import Dataset, build, evenly
 from aif.config import Config, OptimizerSection, Stage, plugin_options
 from aif.corpus import Conversation, bundled, load_scale, read
 from aif.errors import BadInput
@@ -59,7 +59,8 @@ class Experiment:
         found = [r for r in self.corpus.rows if r.split in splits and r.kind != "scaffolding"]
         if splits == tuple(c.train):
             found = [r for r in found if not c.domains or r.domain in c.domains]
-            found = found[: c.limit] if c.limit else found
+            if c.limit and c.limit < len(found):
+                found = [found[k] for k in evenly(len(found), c.limit)]
         return found
 
     def data(self, which: str, *splits: str, length: int | None = None) -> Dataset:

@@ -9,6 +9,7 @@ import pytest
 
 from aif.adapter import effective_norm, lora, random_like, rescale, steering_vector, to_norm
 from aif.basins import Bench, Measured, Subject, efficiency, generality, ratio, significance, stability
+from aif.basins.norms import Grid
 from aif.basins.scoring import divergences, grid_losses, losses
 from aif.batches import Dataset, build, once
 from aif.models.decoder import forward
@@ -140,8 +141,10 @@ def test_stability_of_a_quadratic_bowl(vector):
 def test_efficiency_of_a_quadratic_bowl(vector):
     """L(n) = (n - 2)^2 per token: base loss 4, minimum 0 at norm 2, gain per squared norm 4/n - 1."""
     grid, tokens = np.linspace(0.5, 4.0, 8), np.array([2.0, 4.0])
-    sums = np.outer(tokens, (np.append(grid, 3.0) - 2) ** 2)
-    found = {m.quantity: m for m in efficiency._quantities(Subject("x", vector), grid, 3.0, sums, 4 * tokens, tokens)}
+    sums = np.outer(tokens, (grid - 2) ** 2)
+    subject = Subject("x", vector)
+    scale = Grid([subject], grid, common=5)
+    found = {m.quantity: m for m in efficiency._quantities(subject, scale, sums, 4 * tokens, tokens)}
     w = np.array([1.0, 1.0])
     np.testing.assert_allclose(found["loss"].value(w), (grid - 2) ** 2, rtol=1e-12)
     np.testing.assert_allclose(found["gain per squared norm"].value(w), 4 / grid - 1, rtol=1e-12)
@@ -223,7 +226,7 @@ def test_a_steered_base_is_a_vector_solution(base, vector, data):
 
     u = vector["vector"]["u"]
     batch = next(once(data, rows=2))
-    edits = add(u, jnp.ones(2), jnp.linalg.norm(u, axis=-1), layers=[1])
+    edits = add(u, jnp.ones(1), jnp.linalg.norm(u, axis=-1), layers=[1])
     run = jax.jit(lambda p, b: forward(p.config, p.params, b.tokens, adapter=p.adapter, edits=p.edits).hidden)
     got, want = run(base.replace(adapter=vector), batch), run(base.replace(edits=edits), batch)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
@@ -241,14 +244,6 @@ def test_log_odds_by_hand():
     data = plain_dataset([(0, 3), (0, 0), (0, 1), (1, 3), (1, 0)], np.array([True, False, False, True, False]))
     got = generality.log_odds(np.array([6.0, 4.0, 8.0, 1.0, 2.0]), np.array([3.0, 2.0, 2.0, 1.0, 4.0]), data)
     np.testing.assert_allclose(got, [1.0, -0.5])
-
-
-def test_first_prompts_keep_their_responses(lm, rows):
-    data = build(rows, lm.tokenizer, which="all", length=384, target="discernment")
-    part = generality.first_prompts(data, 2)
-    assert len(part.examples) == 2 and part.owners == data.owners[:8]
-    np.testing.assert_array_equal(part.tables["preference"], [1, -1, -1, -1] * 2)
-    assert generality.first_prompts(data, None) is data
 
 
 # Statistics

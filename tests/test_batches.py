@@ -37,12 +37,11 @@ def responses(batch):
 @pytest.mark.parametrize("which", ["target", "pair", "all"])
 @pytest.mark.parametrize("rows_of_a_batch", [1, 2, 3])
 def test_an_epoch_holds_every_response_once_at_the_right_tokens(rows, tokenizer, which, rows_of_a_batch):
-    data = data_of(rows, tokenizer, which)
+    data = data_of(rows, tokenizer, which).tight
     seen: Counter = Counter()
     for batch in once(data, rows=rows_of_a_batch):
-        assert batch.tokens.shape == (rows_of_a_batch, LENGTH)
-        assert batch.index.shape == (rows_of_a_batch, data.scored)
-        assert batch.ids.shape == (rows_of_a_batch, data.slots)
+        assert batch.tokens.shape == (rows_of_a_batch, data.length)
+        assert batch.index.shape[1] == data.scored and batch.ids.shape[1] == data.slots
         scored = 0
         for b, slot in responses(batch):
             response = int(batch.ids[b, slot])
@@ -184,3 +183,23 @@ def test_what_cannot_be_packed_is_refused(rows, tokenizer):
     single = replace(rows[0], candidates=rows[0].candidates[:1])
     with pytest.raises(BadInput, match=f"^{rows[0].where}: "):
         data_of([single], tokenizer, "pair")
+
+
+def test_some_prompts_are_spread_and_keep_their_responses(lm, rows):
+    data = build(rows, lm.tokenizer, which="all", length=384, target="discernment")
+    part = data.some(2)
+    assert len(part.examples) == 2 and part.owners == data.owners[:4] + data.owners[16:20]
+    np.testing.assert_array_equal(part.tables["preference"], [1, -1, -1, -1] * 2)
+    np.testing.assert_array_equal(np.concatenate([e["ids"] for e in part.examples]), np.arange(8))
+    assert data.some(None) is data and data.some(8) is data
+
+
+def test_the_tight_length_holds_everything_at_less_cost(lm, rows):
+    data = build(rows, lm.tokenizer, which="target", length=1024, target="discernment")
+    assert data.tight.length < data.length
+    longest = max(len(e["tokens"]) for e in data.examples)
+    assert longest <= data.tight.length and data.tight.tables is data.tables
+    batches = list(once(data, rows=1))
+    ids = np.concatenate([b.ids[b.ids >= 0] for b in batches])
+    assert sorted(ids.tolist()) == list(range(len(rows)))
+    assert sum(int((b.segments > 0).sum()) for b in batches) == sum(len(e["tokens"]) for e in data.examples)

@@ -31,22 +31,12 @@ def log_odds(sums: np.ndarray, tokens: np.ndarray, data: Dataset) -> np.ndarray:
     )
 
 
-def first_prompts(data: Dataset, n: int | None) -> Dataset:
-    """The first n prompts of a data set with all their responses."""
-    if n is None or n >= len(data.examples):
-        return data
-    kept = data.examples[:n]
-    last = sum(len(e["ids"]) for e in kept)
-    tables = {name: table[:last] for name, table in data.tables.items()}
-    return Dataset(kept, tables, data.owners[:last], data.length, data.scored, data.slots)
-
-
 def measure(bench: Bench, options: Options) -> list[Measured]:
     """The effect on held-out prompts in training domains and in held-out domains, per subject."""
     out: list[Measured] = []
     splits = {"training domains": bench.alternatives, "held-out domains": bench.alternatives_elsewhere}
     for split, data in splits.items():
-        data = first_prompts(data, options.prompts)
+        data = data.some(options.prompts)
         before = log_odds(*losses(bench.base, data, rows=bench.rows), data)
         for subject in (s for s in bench.subjects if not s.control):
             bench.say(f"generality: {subject.name}, {split}")

@@ -8,12 +8,11 @@ times the mean own norm of the solutions of a kind. Controls: Gaussian twins wit
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from pydantic import BaseModel, Field
 
-from aif.adapter import effective_norm, random_like, to_norm
 from aif.basins import Bench, Measured, Subject, ratio
+from aif.basins.norms import Grid, grids
 from aif.basins.scoring import divergences
 from aif.batches import Dataset, build
 from aif.corpus import Candidate, Conversation
@@ -57,28 +56,19 @@ def _as_row(text: str, number: int) -> Conversation:
 def measure(bench: Bench, options: Options) -> list[Measured]:
     """The curve S(n) and S at the common norm, per subject and per random twin."""
     data = text_data(bench, options)
-    factors = np.array(options.factors)
-    out: list[Measured] = []
-    for kind in dict.fromkeys(s.kind for s in bench.subjects):
-        subjects = [s for s in bench.subjects if s.kind == kind and not s.control]
-        mean_norm = float(np.mean([float(effective_norm(s.adapter)) for s in subjects]))
-        for k in range(options.controls):
-            twin = random_like(subjects[-1].adapter, jax.random.fold_in(bench.key, k))
-            subjects.append(Subject(f"random {kind}", twin, k, control=True))
-        norms = mean_norm * np.append(factors, 1.0)
-        for subject in subjects:
-            bench.say(f"significance: {subject.name}")
-            policies = [bench.base.replace(adapter=to_norm(subject.adapter, n)) for n in norms]
-            sums, tokens = divergences(bench.base, policies, data, rows=bench.rows)
-            out += _quantities(subject, norms[:-1], sums, tokens)
-    return out
+    measured = [(s, grid) for grid in grids(bench, options.factors, options.controls) for s in grid.subjects]
+    bench.say(f"significance: {', '.join(s.name for s, _ in measured)}")
+    policies = [bench.base.replace(adapter=a) for s, grid in measured for a in grid.adapters(s)]
+    sums, tokens = divergences(bench.base, policies, data, rows=bench.rows)
+    each = np.split(sums, len(measured), axis=1)
+    return [m for (s, grid), part in zip(measured, each, strict=True) for m in _quantities(s, grid, part, tokens)]
 
 
-def _quantities(subject: Subject, norms: np.ndarray, sums: np.ndarray, tokens: np.ndarray) -> list[Measured]:
+def _quantities(subject: Subject, grid: Grid, sums: np.ndarray, tokens: np.ndarray) -> list[Measured]:
     what = {"metric": "significance", "subject": subject.name, "seed": subject.seed, "control": subject.control}
     what |= {"rows": len(tokens), "row_name": "texts", "unit": "nats/token", "better": "higher"}
-    axis = {"x": tuple(norms.tolist()), "x_label": "effective norm"}
+    axis = {"x": tuple(grid.norms.tolist()), "x_label": "effective norm"}
     return [
-        Measured(quantity="KL from the base model", value=ratio(sums[:, :-1], tokens), **axis, **what),
-        Measured(quantity="KL at the common norm", value=ratio(sums[:, -1], tokens), **what),
+        Measured(quantity="KL from the base model", value=ratio(sums, tokens), **axis, **what),
+        Measured(quantity="KL at the common norm", value=ratio(sums[:, grid.common], tokens), **what),
     ]
