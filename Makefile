@@ -29,7 +29,7 @@ demo: $(VENV)/.run ## install, fetch SmolLM2-135M, train and compare three objec
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint ## formatting, lint, types, tests, and the built wheel
 	$(BIN)/python -m pytest -n 2

@@ -70,7 +70,7 @@ def _fit(config: Config, objective: Objective | None, arm: str, folder: Path | N
 
     experiment = Experiment(config)
     seed = config.seed
-    experiment.corpus, experiment.lm  # noqa: B018  read and check before any training
+    _ = experiment.corpus, experiment.lm  # read and check before any training
     if folder is not None:
         write_record(experiment, folder, "aif run")
     place = lambda name: None if folder is None else folder / "stages" / f"seed-{seed}" / name  # noqa: E731

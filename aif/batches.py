@@ -123,6 +123,10 @@ def build(
     for number, row in enumerate(rows):
         if which != "target" and len(row.candidates) < 2:
             raise BadInput(f"{row.where}: this objective compares candidates and the row has one; add alternatives")
+        if which != "target" and row.train_turns:
+            raise BadInput(
+                f"{row.where}: a row that trains its earlier turns cannot be compared; leave `train_turns` out"
+            )
         chosen = choose(row, which, target, number)
         e = encode(tokenizer, row, chosen, length)
         weight = 1.0 if weights is None else weights[number]
@@ -220,16 +224,16 @@ def _batch(packed: dict[str, np.ndarray], tables: Tables) -> Batch:
     for name, table in tables.items():
         rows = table[np.maximum(ids, 0)]
         extras[name] = np.where((ids >= 0).reshape(ids.shape + (1,) * (rows.ndim - 2)), rows, np.zeros((), rows.dtype))
-    return Batch(
-        tokens=packed["tokens"],
-        positions=packed["positions"],
-        segments=packed["tokens_segment_ids"],
-        branches=packed["branches"],
-        index=index.astype(np.int32),
-        targets=packed["targets"],
-        weights=packed["weights"],
-        response=response.astype(np.int32),
-        group=(packed["ids_segment_ids"] - 1).astype(np.int32),
-        ids=ids,
-        extras=extras,
-    )
+    parts: dict[str, Any] = {
+        "tokens": packed["tokens"],
+        "positions": packed["positions"],
+        "segments": packed["tokens_segment_ids"],
+        "branches": packed["branches"],
+        "index": index.astype(np.int32),
+        "targets": packed["targets"],
+        "weights": packed["weights"],
+        "response": response.astype(np.int32),
+        "group": (packed["ids_segment_ids"] - 1).astype(np.int32),
+        "ids": ids,
+    }
+    return Batch(**parts, extras=extras)

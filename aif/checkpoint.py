@@ -88,7 +88,7 @@ class Checkpoints:
         abstract = jax.tree.map(self.ocp.utils.to_shape_dtype_struct, plain)
         for step in steps:
             try:
-                found = self.manager.restore(
+                found: Any = self.manager.restore(
                     step, args=args.Composite(state=args.StandardRestore(abstract), record=args.JsonRestore())
                 )
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
@@ -96,7 +96,8 @@ class Checkpoints:
                 continue
             if fingerprint(found.state) != found.record["fingerprint"]:
                 warn(
-                    f"{self.manager.directory}/{step}: the stored values do not match their fingerprint; trying the one before"
+                    f"{self.manager.directory}/{step}: the stored values do not match their fingerprint; "
+                    "trying the one before"
                 )
                 continue
             return _with_key(found.state), dict(found.record)

@@ -26,7 +26,9 @@ from aif.directions import as_adapter, mean_difference, response_means, save_dir
 from aif.directions.activations import Activations
 from aif.experiment import Experiment, tables_by_candidate, write_record
 from aif.log import Progress
+from aif.objectives import Objective
 from aif.objectives.dpo import reference_logprobs
+from aif.objectives.sft import sft
 from aif.runtime import environment
 from aif.samples import steered_samples
 from aif.statistics import difference, scalar_and_curves
@@ -61,7 +63,7 @@ def compare(config: Config, folder: Path, *, progress: Progress, command: str = 
     run = Comparison(Experiment(config), folder, progress)
     e = run.experiment
     with run.phase("model and corpus"):
-        e.corpus, e.scale, e.lm  # noqa: B018  read and check before any training
+        _ = e.corpus, e.scale, e.lm  # read and check before any training
         write_record(e, folder, command)
     trained = {seed: train_arms(run, seed) for seed in config.seeds}
     with run.phase("direction"):
@@ -106,7 +108,7 @@ def train_arms(run: Comparison, seed: int) -> dict[str, Trained]:
     tables = None
     if sum(o.responses != "target" for o in objectives.values()) > 1:
         with run.phase("reference log-probabilities"):
-            tables = shared_reference(run, trainable, objectives, folder / "reference.npz")
+            tables = shared_reference(run, trainable, folder / "reference.npz")
     for arm, spec in config.arms.items():
         with run.phase(f"arm {arm}"):
             out[arm] = e.train(
@@ -122,7 +124,7 @@ def train_arms(run: Comparison, seed: int) -> dict[str, Trained]:
     return out
 
 
-def shared_reference(run: Comparison, trainable: Any, objectives: dict, path: Path) -> dict[str, np.ndarray]:
+def shared_reference(run: Comparison, trainable: Any, path: Path) -> dict[str, np.ndarray]:
     """ln E(y|x) of every training candidate under the arms' common start, kept beside the stages."""
     e = run.experiment
     data = e.data("all", *run.config.corpus.train)
@@ -130,12 +132,12 @@ def shared_reference(run: Comparison, trainable: Any, objectives: dict, path: Pa
         with np.load(path) as kept:
             if str(kept["data"]) == data.fingerprint:
                 return {"reference_logps": kept["reference_logps"]}
-    objective = next(iter(objectives.values())).__class__(loss=lambda policy, batch: None, prepare=reference_logprobs)  # type: ignore[arg-type]
+    objective = Objective(sft().loss, prepare=reference_logprobs)
     full = run.config.adapter.kind == "full"
     reference = e.base.replace(params=trainable) if full else e.base.replace(adapter=trainable)
     data = prepared(objective, reference, data, rows=run.config.batch.rows, key=jax.random.key(0))
     tables = tables_by_candidate(data, ["reference_logps"])
-    np.savez(path, data=data.fingerprint, **tables)
+    np.savez(path, data=np.array(data.fingerprint), reference_logps=tables["reference_logps"])
     return tables
 
 
@@ -268,7 +270,7 @@ def assemble(
 
 NOTES = [
     "Every arm starts from the same shared stage and sees the same data, batch size, steps and seed; arms differ in "
-    "objective only. Packed rows hold the same number of tokens, so a step costs every arm the same tokens; an arm that "
+    "objective only. Packed rows hold the same number of tokens, so a step costs every arm the same; an arm that "
     "reads all candidates of a prompt passes over fewer prompts per step.",
     "Intervals are 95 % percentile bootstrap over rows; differences resample the same rows for both arms.",
     "Random controls are Gaussian with the same norm in every module and layer.",

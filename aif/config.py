@@ -46,28 +46,30 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    source: str = Field("smollm2-135m", description="catalogue name, Hugging Face folder, .gguf file or owner/name")
+    source: str = Field(
+        default="smollm2-135m", description="catalogue name, Hugging Face folder, .gguf file or owner/name"
+    )
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "linear", "full"] = "linear"
 
 
 class CorpusSection(Section):
-    path: str = Field("bundled:discernment", description="JSONL file, or bundled:NAME")
-    scale: str = Field("nexus", description="name or YAML file of the rating scale")
-    target: str = Field("discernment", description="stance whose answers are the target")
-    train: tuple[str, ...] = Field(("train", ""), description="values of `split` to train on")
+    path: str = Field(default="bundled:discernment", description="JSONL file, or bundled:NAME")
+    scale: str = Field(default="nexus", description="name or YAML file of the rating scale")
+    target: str = Field(default="discernment", description="stance whose answers are the target")
+    train: tuple[str, ...] = Field(default=("train", ""), description="values of `split` to train on")
     heldout: str = "heldout"
     heldout_domain: str = "heldout_domain"
-    domains: tuple[str, ...] = Field((), description="train on these domains only; empty for all")
+    domains: tuple[str, ...] = Field(default=(), description="train on these domains only; empty for all")
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's name")
     on_bad_row: Literal["error", "skip"] = "error"
-    limit: PositiveInt | None = Field(None, description="train on N prompts, spread evenly over the file")
+    limit: PositiveInt | None = Field(default=None, description="train on N prompts, spread evenly over the file")
 
 
 class BatchSection(Section):
     rows: PositiveInt = 2
-    length: PositiveInt = Field(512, description="tokens of a packed row")
-    accumulate: PositiveInt = Field(1, description="micro-batches per step")
+    length: PositiveInt = Field(default=512, description="tokens of a packed row")
+    accumulate: PositiveInt = Field(default=1, description="micro-batches per step")
 
 
 class AdapterSection(Section):
@@ -80,14 +82,14 @@ class AdapterSection(Section):
 
 class OptimizerSection(Section):
     learning_rate: PositiveFloat = 1e-3
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    b1: float = Field(0.9, ge=0, lt=1)
-    b2: float = Field(0.999, ge=0, lt=1)
+    final: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    b1: float = Field(default=0.9, ge=0, lt=1)
+    b2: float = Field(default=0.999, ge=0, lt=1)
     eps: PositiveFloat = 1e-8
-    clip: float = Field(1.0, ge=0, description="bound on the gradient norm; 0 for none")
+    clip: float = Field(default=1.0, ge=0, description="bound on the gradient norm; 0 for none")
 
 
 class Named(BaseModel):
@@ -104,7 +106,9 @@ class Named(BaseModel):
 class Stage(Section):
     objective: Named
     steps: PositiveInt
-    optimizer: OptimizerSection | None = Field(None, description="replaces the config's optimizer in this stage")
+    optimizer: OptimizerSection | None = Field(
+        default=None, description="replaces the config's optimizer in this stage"
+    )
 
 
 class CheckpointSection(Section):
@@ -118,30 +122,30 @@ class LogSection(Section):
 
 
 class DirectionSection(Section):
-    layer: int | None = Field(None, description="layer to steer; the middle one when left out")
-    rows: PositiveInt = Field(12, description="training prompts whose answers are contrasted")
+    layer: int | None = Field(default=None, description="layer to steer; the middle one when left out")
+    rows: PositiveInt = Field(default=12, description="training prompts whose answers are contrasted")
 
 
 class SamplesSection(Section):
-    prompts: int = Field(2, ge=0)
+    prompts: int = Field(default=2, ge=0)
     tokens: PositiveInt = 48
-    dose: PositiveFloat = Field(0.5, description="residual norms along the direction, both ways")
+    dose: PositiveFloat = Field(default=0.5, description="residual norms along the direction, both ways")
 
 
 class Config(Section):
     """A whole experiment."""
 
-    name: str = Field("run", pattern=NAME)
+    name: str = Field(default="run", pattern=NAME)
     seed: Seed = 0
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     model: Model = Model()
     corpus: CorpusSection = CorpusSection()
     batch: BatchSection = BatchSection()
     adapter: AdapterSection = AdapterSection()
     optimizer: OptimizerSection = OptimizerSection()
-    start: Stage | None = Field(None, description="stage that every arm shares")
+    start: Stage | None = Field(default=None, description="stage that every arm shares")
     arms: dict[str, Stage] = Field(min_length=1)
-    baseline: str = Field("", description="arm the others are compared with; the first when left out")
+    baseline: str = Field(default="", description="arm the others are compared with; the first when left out")
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
     direction: DirectionSection = DirectionSection()

@@ -71,6 +71,9 @@ class Experiment:
                 f"{self.corpus.path}: no rows with split {' or '.join(map(repr, splits))}; check the corpus section"
             )
         dimensions = [d.id for d in self.scale.dimensions]
+        longest = self.lm.config.max_position
+        if (length or self.config.batch.length) > longest:
+            raise BadInput(f"batch.length: {length or self.config.batch.length} is longer than the model's {longest}")
         return build(
             rows,
             self.lm.tokenizer,
@@ -167,7 +170,7 @@ class Experiment:
 
 
 def _select(tables: dict[str, np.ndarray], data: Dataset) -> dict[str, np.ndarray]:
-    """Facts keyed by (row, candidate), as an array `[rows, candidates, ...]`, looked up for this data set's responses."""
+    """Facts keyed by (row, candidate), `[rows, candidates, ...]`, looked up for this data set's responses."""
     rows, candidates = np.array(data.owners).T
     return {name: table[rows, candidates] for name, table in tables.items()}
 

@@ -137,8 +137,8 @@ def expected_free_energy_terms(
 
 
 def policy_posterior(G: Float[Array, "P"], log_E: Float[Array, "P"], precision: float | Array) -> Float[Array, "P"]:
-    """Q*(pi) = softmax( ln E(pi) - precision G(pi) )."""
-    return jax.nn.softmax(log_E - precision * G)
+    """Q*(pi) = softmax( ln E(pi) - precision G(pi) ). G counts from its minimum: large precisions stay finite."""
+    return jax.nn.softmax(log_E - precision * (G - jnp.min(G)))
 
 
 def policy_free_energy(

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard events of one stage. Lines after the resumed step, and a torn last line, are cut."""
+    """`metrics.jsonl` and TensorBoard events of one stage. Lines after the resumed step and a torn last one are cut."""
 
     def __init__(self, folder: Path, *, tensorboard: bool, resumed_at: int = 0):
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Float, Int
 
+from aif.errors import BadInput
 from aif.policy import Policy
 from aif.types import Batch
 
@@ -37,7 +38,13 @@ Reader = Callable[[Policy, Batch], Reading]
 
 def reliability(levels: int, agreement: float) -> Float[Array, "O O"]:
     """Confusion of a rater who gives the true level with probability `agreement` and otherwise errs to a neighbouring
-    level; columns (states) sum to one."""
+    level; columns (states) sum to one.
+
+    Raises:
+      BadInput: fewer than two levels.
+    """
+    if levels < 2:
+        raise BadInput(f"scale: {levels} level leaves nothing to read; a scale has two levels or more")
     steps = np.abs(np.subtract.outer(np.arange(levels), np.arange(levels)))
     near = (steps == 1).astype(float)
     return jnp.array(agreement * np.eye(levels) + (1 - agreement) * near / near.sum(axis=0), jnp.float32)

@@ -17,9 +17,9 @@ Label = Literal["measured", "single seed", "not supported"]
 
 
 class Record(BaseModel):
-    """Base of every record: unknown keys are refused."""
+    """Base of every record: unknown keys are refused, NaN and infinity are written as such."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
 class Scalar(Record):

@@ -22,7 +22,7 @@ def compilation_cache() -> None:
 
     from aif.models.hub import cache_folder
 
-    if os.environ.get("AIF_COMPILATION_CACHE") == "off" or jax.config.jax_compilation_cache_dir:
+    if os.environ.get("AIF_COMPILATION_CACHE") == "off" or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

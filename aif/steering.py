@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from aif.errors import BadInput
+from aif.slots import owners
 from aif.types import Batch, Edits
 
 Scope = Literal["prompt", "response", "all"]
@@ -57,5 +58,6 @@ def project_out(direction: Float[Array, "L D"], *, rows: int, layers: Sequence[i
 def within(edits: Edits, batch: Batch, scope: Scope = "all") -> Edits:
     """The edits on the tokens of a packed batch that `scope` names; never on padding."""
     real = batch.segments > 0
-    chosen = {"all": real, "prompt": real & (batch.branches == 0), "response": real & (batch.branches > 0)}[scope]
+    answered = owners(batch) < batch.ids.shape[1]
+    chosen = {"all": real, "prompt": real & ~answered, "response": answered}[scope]
     return edits._replace(mask=jnp.asarray(chosen, jnp.float32))

@@ -60,7 +60,7 @@ class Optimizer:
         left = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
         return self.learning_rate * (self.final + (1 - self.final) * left)
 
-    def values(self, step: int, steps: int) -> dict[str, np.ndarray]:
+    def values(self, step: int, steps: int) -> dict[str, np.floating]:
         """The numbers the jitted step reads, as arrays."""
         numbers = {
             "rate": self.rate(step, steps),
@@ -75,10 +75,12 @@ class Optimizer:
 
 def _decayed(trainable: Any) -> Any:
     """True for the leaves weight decay applies to."""
-    leaf = lambda path, x: (
-        path[-1].key in ("a", "b", "u", "w", "embed", "head") and x.ndim > 1 + (path[0].key == "layers")
-    )  # noqa: E731
-    return jax.tree_util.tree_map_with_path(leaf, trainable)
+    matrices = ("a", "b", "u", "w", "embed", "head")
+
+    def decayed(path: tuple[Any, ...], x: Array) -> bool:
+        return path[-1].key in matrices and x.ndim > 1 + (path[0].key == "layers")
+
+    return jax.tree_util.tree_map_with_path(decayed, trainable)
 
 
 def transform(values: dict[str, Any]) -> optax.GradientTransformation:
@@ -132,11 +134,12 @@ def train_step(
     finite = jnp.isfinite(norm) & jnp.isfinite(result.total.sum)
     updates, moments = transform(values).update(gradient, state.optimizer, state.trainable)
     moved = (optax.apply_updates(state.trainable, updates), moments)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (state.trainable, state.optimizer))
+    before = (state.trainable, state.optimizer)
+    trainable, moments = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, before)
     one = jnp.float32(1)
     log = {"loss": result.total, **result.terms, "gradient_norm": Mean(norm, one)}
     log["skipped"] = Mean((~finite).astype(jnp.float32), one)
-    return State(state.step + 1, *kept, state.key), log
+    return State(state.step + 1, trainable, moments, state.key), log
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ def prepared(objective: Objective, reference: Policy, data: Dataset, *, rows: in
         if not facts:
             return data
         filled = batch.ids >= 0
-        ids.append(batch.ids[filled])
+        ids.append(np.asarray(batch.ids)[filled])
         for name, values in facts.items():
             tables.setdefault(name, []).append(np.asarray(values)[filled])
     order = np.argsort(np.concatenate(ids))

@@ -68,7 +68,9 @@ def test_the_lower_layers_never_import_training(folder):
         assert {n for n in imported(path) if within(n, *ABOVE)} == set(), path
 
 
-@pytest.mark.parametrize("name", ["types", "errors", "adapter", "free_energy", "policy", "steering", "tokens", "batches"])
+@pytest.mark.parametrize(
+    "name", ["types", "errors", "adapter", "free_energy", "policy", "steering", "tokens", "batches"]
+)
 def test_the_words_and_the_mathematics_never_import_training(name):
     assert {n for n in imported(ROOT / f"{name}.py") if within(n, *ABOVE)} == set()
 

@@ -1,6 +1,6 @@
 """Build the wheel and use it from an empty folder: every module, every data file, the command line.
 
-    python tests/wheel.py
+python tests/wheel.py
 """
 
 from __future__ import annotations

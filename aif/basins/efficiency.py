@@ -3,8 +3,8 @@
     L(n) = held-out loss of the solution rescaled to effective norm n,   n on one grid for all solutions of a kind
 
 with n at `factors` of the mean of the solutions' own norms, the common norm, and the gain per squared norm
-(L_base - L(n)) / n^2 beside it. Only B (or u) is rescaled. The control is a Gaussian adapter with the same norm in every
-module. The ratio L / n^2 alone is not used: any loss bounded below makes it fall with n.
+(L_base - L(n)) / n^2 beside it. Only B (or u) is rescaled. The control is a Gaussian adapter with the same norm in
+every module. The ratio L / n^2 alone is not used: any loss bounded below makes it fall with n.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
     return out
 
 
-def _quantities(
-    subject: Subject, grid: Grid, sums: np.ndarray, base: np.ndarray, tokens: np.ndarray
-) -> list[Measured]:
+def _quantities(subject: Subject, grid: Grid, sums: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> list[Measured]:
     """`sums` `[rows, norms]`: - ln p of every row at every norm."""
     norms = grid.norms
     curve, matched, at_base = ratio(sums, tokens), ratio(sums[:, grid.common], tokens), ratio(base, tokens)

@@ -28,7 +28,7 @@ def losses(policy: Policy, data: Dataset, *, rows: int) -> tuple[np.ndarray, np.
 
 
 def grid_losses(base: Policy, adapters: list[Adapter], data: Dataset, *, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """`losses` for several adapters of one shape: sums `[responses, adapters]`, tokens `[responses]`. One compilation."""
+    """`losses` for several adapters of one shape: sums `[responses, adapters]`, tokens `[responses]`."""
     columns = [losses(base.replace(adapter=adapter), data, rows=rows) for adapter in adapters]
     return np.stack([sums for sums, _ in columns], axis=1), columns[0][1]
 

@@ -108,12 +108,12 @@ def bag_of_words(answers: list[Answer], folds: int = 10) -> dict[str, Any] | Non
     counts.data = np.log1p(counts.data)
     model = LogisticRegression(max_iter=1000, tol=1e-3)
     try:
-        guessed = cross_val_predict(model, counts, stances, groups=groups, cv=GroupKFold(kept))
+        guessed = np.asarray(cross_val_predict(model, counts, stances, groups=groups, cv=GroupKFold(kept)))
     except ValueError:  # no word occurs twice, or a fold holds one stance only
         return None
     model.fit(counts, stances)
     return {
-        "accuracy": _number((guessed == stances).mean()),
+        "accuracy": _number(np.mean(guessed == stances)),
         "chance": _number(max(Counter(stances.tolist()).values()) / len(used)),
         "folds": kept,
         "telling_words": _telling(model, vectors.get_feature_names_out()),

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from aif.batches import Dataset, once
 from aif.policy import Policy
+from aif.slots import owners
 from aif.types import Batch
 
 
@@ -21,19 +22,6 @@ class Activations(NamedTuple):
     means: Float[np.ndarray, "N L D"]
     tokens: Int[np.ndarray, "N"]
     norms: Float[np.ndarray, "L"]
-
-
-def owners(batch: Batch) -> Int[Array, "B T"]:
-    """The response slot that each token belongs to; R (one past the last slot) for prompts and padding."""
-    R = batch.ids.shape[1]
-    earlier = (batch.group[:, None, :] >= 0) & (batch.group[:, None, :] < batch.segments[:, :, None] - 1)
-    base = jnp.sum(earlier, axis=-1)
-    in_tree = (batch.segments > 0) & (batch.branches > 0)
-    trained = jnp.zeros(batch.tokens.shape, bool)
-    after = jnp.minimum(batch.index + 1, batch.tokens.shape[1] - 1)
-    trained = jax.vmap(lambda row, at, w: row.at[at].max(w > 0))(trained, after, batch.weights)
-    in_path = trained & (batch.branches == 0) & (batch.segments > 0)
-    return jnp.where(in_tree, base + batch.branches - 1, jnp.where(in_path, base, R))
 
 
 @jax.jit

@@ -3,9 +3,9 @@
 `prepare(reference, batch, key)` runs outside the gradient and returns facts per response slot `[B, R, ...]`; they are
 computed once per data set, cached by response and come back in `batch.extras`. `loss(policy, batch)` returns a `Loss`.
 
-A file of this folder that defines `Options` (a pydantic model) and `make(options, context)` is an objective that configs
-can name; nothing else needs to be edited. Functions bound with `jax.tree_util.Partial` take new hyperparameters without
-compiling again.
+A file of this folder that defines `Options` (a pydantic model) and `make(options, context)` is an objective that
+configs can name; nothing else needs to be edited. Functions bound with `jax.tree_util.Partial` take new
+hyperparameters without compiling again.
 """
 
 from __future__ import annotations

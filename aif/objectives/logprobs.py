@@ -33,7 +33,7 @@ def score_hidden(
     """`token_logprobs` from hidden states that are at hand already."""
     picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
     B, N, D = picked.shape
-    logps = gathered_logprobs(picked.reshape(B * N, D), head, batch.targets.reshape(B * N), chunk)
+    logps: Array = gathered_logprobs(picked.reshape(B * N, D), head, batch.targets.reshape(B * N), chunk)
     return logps.reshape(B, N)
 
 
@@ -88,7 +88,7 @@ def gathered_logprobs(
 
 
 def _forward(hidden, head, targets, chunk):
-    """Log-probabilities, and d logp / d hidden per token. A head that is trained too is differentiated in `_backward`."""
+    """Log-probabilities, and d logp / d hidden per token; a head that is trained is differentiated in `_backward`."""
     train_head = head.perturbed
     hidden, head, targets = hidden.value, head.value, targets.value
     size = min(chunk, len(hidden))

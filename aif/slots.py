@@ -1,0 +1,23 @@
+"""Which tokens of a packed batch belong to which response slot."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Int
+
+from aif.types import Batch
+
+
+def owners(batch: Batch) -> Int[Array, "B T"]:
+    """The response slot that each token belongs to; R (one past the last slot) for prompts and padding."""
+    R = batch.ids.shape[1]
+    earlier = (batch.group[:, None, :] >= 0) & (batch.group[:, None, :] < batch.segments[:, :, None] - 1)
+    base = jnp.sum(earlier, axis=-1)
+    in_tree = (batch.segments > 0) & (batch.branches > 0)
+    trained = jnp.zeros(batch.tokens.shape, bool)
+    after = jnp.minimum(batch.index + 1, batch.tokens.shape[1] - 1)
+    trained = jax.vmap(lambda row, at, w: row.at[at].max(w > 0))(trained, after, batch.weights)
+    in_path = trained & (batch.branches == 0) & (batch.segments > 0)
+    return jnp.where(in_tree, base + batch.branches - 1, jnp.where(in_path, base, R))
