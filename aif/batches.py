@@ -44,11 +44,13 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every token and its role, which a resumed run must meet again."""
+        """Hash of every token, its role and the ratings, which a resumed run must meet again."""
         digest = hashlib.sha256()
         for example in self.examples:
             for name in sorted(example):
                 digest.update(example[name].tobytes())
+        for name in ("preference", "ratings"):
+            digest.update(self.tables.get(name, np.zeros(0)).tobytes())
         return digest.hexdigest()[:16]
 
     def with_tables(self, tables: Tables) -> Dataset:

@@ -7,6 +7,7 @@ is stored with them and compared on restore; a damaged step is passed over, loud
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -63,6 +64,7 @@ class Checkpoints:
         """
         plain = _without_key(state)
         record = {**record, "fingerprint": fingerprint(plain)}
+        record["digest"] = _digest(record)
         args = self.ocp.args
         try:
             self.manager.wait_until_finished()
@@ -76,31 +78,38 @@ class Checkpoints:
                 f"{self.manager.directory}: checkpoint not saved: {_line(error)}; free space or pick another folder"
             ) from error
 
-    def restore(self, like: State, warn: Callable[[str], None]) -> tuple[State, dict[str, Any]] | None:
-        """The newest undamaged checkpoint, or None when there is none at all.
+    def restore(
+        self, like: State, warn: Callable[[str], None], agree: Callable[[dict[str, Any]], None] = lambda record: None
+    ) -> tuple[State, dict[str, Any]] | None:
+        """The newest undamaged checkpoint, or None when there is none at all; damaged newer ones are deleted.
+
+        Args:
+          agree: called with the record before any array is read; raises BadInput for a checkpoint of something else.
 
         Raises:
-          BadInput: checkpoints exist and every one of them is damaged.
+          BadInput: checkpoints exist and every one of them is damaged, or `agree` says so.
         """
         args = self.ocp.args
         steps = sorted(self.manager.all_steps(), reverse=True)
         plain = _without_key(like)
         abstract = jax.tree.map(self.ocp.utils.to_shape_dtype_struct, plain)
-        for step in steps:
+        for number, step in enumerate(steps):
             try:
-                found: Any = self.manager.restore(
-                    step, args=args.Composite(state=args.StandardRestore(abstract), record=args.JsonRestore())
-                )
+                record: Any = self.manager.restore(step, args=args.Composite(record=args.JsonRestore())).record
+                if record.pop("digest") != _digest(record):
+                    raise ValueError("its record does not match its digest")
+                agree(record)
+                state: Any = self.manager.restore(step, args=args.Composite(state=args.StandardRestore(abstract))).state
+                if fingerprint(state) != record["fingerprint"]:
+                    raise ValueError("the stored values do not match their fingerprint")
+            except BadInput:
+                raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 warn(f"{self.manager.directory}/{step}: damaged checkpoint ({_line(error)}); trying the one before")
                 continue
-            if fingerprint(found.state) != found.record["fingerprint"]:
-                warn(
-                    f"{self.manager.directory}/{step}: the stored values do not match their fingerprint; "
-                    "trying the one before"
-                )
-                continue
-            return _with_key(found.state), dict(found.record)
+            for damaged in steps[:number]:
+                self.manager.delete(damaged)
+            return _with_key(state), record
         if steps:
             raise BadInput(f"{self.manager.directory}: every checkpoint is damaged; start over with --overwrite")
         return None
@@ -117,6 +126,10 @@ def _without_key(state: State) -> dict[str, Any]:
 
 def _with_key(tree: dict[str, Any]) -> State:
     return State(**{**tree, "key": jax.random.wrap_key_data(tree["key"])})
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _line(error: BaseException) -> str:

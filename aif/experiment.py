@@ -155,7 +155,14 @@ class Experiment:
         if folder is None or not (folder / "done.json").exists():
             progress.say(f"{name}: preparing {len(data.owners)} responses")
             data = prepared(objective, reference, data, rows=settings.rows, key=jax.random.key(seed))
-        identity = {"weights": self.lm.fingerprint, "hyperparameters": spec.objective.model_dump()}
+        first = self.config.start if name != "start" else None
+        identity = {
+            "weights": self.lm.fingerprint,
+            "compute_dtype": self.config.model.compute_dtype,
+            "adapter": self.config.adapter.model_dump(),
+            "start": first and first.model_dump(),
+            "hyperparameters": spec.objective.model_dump(),
+        }
         return stage(
             self.base,
             trainable,

@@ -5,7 +5,8 @@ by `dependencies[m]`; log-preferences `C[m]` = ln P(o_m | C) of shape [O_m]; bel
 outcomes `qo[m]` of shape [O_m]. Lists run over modalities or factors, as in pymdp. All functions can be jitted, mapped
 and differentiated; exact zeros in a distribution count nothing and give finite gradients.
 
-Sources: Friston et al. 2017 (Active inference: a process theory); Parr, Pezzulo & Friston 2022, chapters 2 and 4.
+Sources: Friston et al. 2017 (Active inference: a process theory); Da Costa et al. 2020 (Active inference on discrete
+state-spaces: a synthesis); Parr, Pezzulo & Friston 2022, chapters 2 and 4.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import digamma
 from jaxtyping import Float
 
+from aif.errors import BadInput
+
+TOLERANCE = 1e-4  # how far a column of probabilities may be from one
 Arrays = Sequence[Array]
 Dependencies = Sequence[Sequence[int]]
+Actions = Sequence[Array | int] | Array  # one per factor
 
 
 def _safe_log(x: Array) -> Array:
@@ -60,18 +66,22 @@ def state_information_gain(A: Arrays, qs: Arrays, qo: Arrays, dependencies: Depe
 
 
 def dirichlet_information_gain(pA: Arrays, qs: Arrays, qo: Arrays, dependencies: Dependencies) -> Float[Array, ""]:
-    """I_p = - sum_m Q(o_m)^T W_m Q(s): novelty, nats, >= 0; maximised.
+    """I_p = sum_m Q(o_m)^T W_m Q(s): novelty, nats, >= 0; maximised.
 
-    W = 1/2 (1/a - 1/a_0) with a the Dirichlet counts of P(o_m | s) and a_0 their sum over outcomes, and 0 where a = 0
-    (Friston et al. 2017, appendix; the sign here makes the value a gain).
+        W = ln a_0 - ln a + psi(a + 1) - psi(a_0 + 1)
+
+    with a the Dirichlet counts of P(o_m | s) and a_0 their sum over outcomes; 0 where a = 0. Given the state this is the
+    mutual information of outcome and parameters (Da Costa et al. 2020, eq. D.15, with the sign of a gain); for large
+    counts it tends to (1/a - 1/a_0) / 2, the older approximation.
     """
     total = jnp.zeros(())
     for counts, q, factors in zip(pA, qo, dependencies, strict=True):
         known = counts > 0
-        inverse = jnp.where(known, 1.0 / jnp.where(known, counts, 1.0), 0.0)
+        a = jnp.where(known, counts, 1.0)
         column = jnp.sum(counts, axis=0)
-        scarce = jnp.where(known, inverse - 1.0 / jnp.where(column > 0, column, 1.0), 0.0) / 2
-        total = total + q @ _expect(scarce, qs, factors)
+        a_0 = jnp.where(column > 0, column, 1.0)
+        scarce = jnp.log(a_0) - jnp.log(a) + digamma(a + 1) - digamma(a_0 + 1)
+        total = total + q @ _expect(jnp.where(known, scarce, 0.0), qs, factors)
     return total
 
 
@@ -86,7 +96,7 @@ def risk(qo: Arrays, C: Arrays) -> Float[Array, ""]:
     return sum((jnp.sum(q * (_safe_log(q) - c)) for q, c in zip(qo, C, strict=True)), jnp.zeros(()))
 
 
-def propagate(qs: Arrays, B: Arrays, u: Sequence[Array | int]) -> list[Array]:
+def propagate(qs: Arrays, B: Arrays, u: Actions) -> list[Array]:
     """Q(s'_f) = B_f(u_f) Q(s_f) with `B[f]` of shape [S_f, S_f, U_f]: beliefs one step on under the actions u."""
     return [jnp.take(b, action, axis=-1) @ q for b, q, action in zip(B, qs, u, strict=True)]
 
@@ -98,7 +108,7 @@ def expected_free_energy(
     dependencies: Dependencies,
     *,
     B: Arrays | None = None,
-    policy: Sequence[Sequence[Array | int]] = (),
+    policy: Sequence[Actions] = (),
     pA: Arrays | None = None,
     state_weight: float = 1.0,
     parameter_weight: float = 0.0,
@@ -134,6 +144,35 @@ def expected_free_energy_terms(
         "parameter_gain": novelty,
         "ambiguity": ambiguity(A, qs, dependencies),
     }
+
+
+def check_model(A: Arrays, C: Arrays, qs: Arrays, dependencies: Dependencies, *, where: str = "model") -> None:
+    """Refuse a model that is none, before anything is computed from it.
+
+    Raises:
+      BadInput: shapes that do not fit, a likelihood or belief that does not sum to one, log-preferences of the wrong
+        length or without a finite entry.
+    """
+    if not len(A) == len(C) == len(dependencies):
+        raise BadInput(
+            f"{where}: {len(A)} likelihoods, {len(C)} preferences, {len(dependencies)} dependencies; one each"
+        )
+    for f, q in enumerate(map(np.asarray, qs)):
+        if q.ndim != 1 or (q < 0).any() or abs(q.sum() - 1) > TOLERANCE:
+            raise BadInput(f"{where}: qs[{f}] is no distribution (it sums to {q.sum():.4g}); normalise it")
+    for m, (a, c, factors) in enumerate(zip(map(np.asarray, A), map(np.asarray, C), dependencies, strict=True)):
+        states = tuple(len(qs[f]) for f in factors)
+        if a.shape[1:] != states:
+            raise BadInput(f"{where}: A[{m}] has states {a.shape[1:]}, its factors {list(factors)} have {states}")
+        sums = a.sum(axis=0)
+        wrong = np.argwhere((np.abs(sums - 1) > TOLERANCE) | (a < 0).any(axis=0) | ~np.isfinite(sums))
+        if len(wrong):
+            column = tuple(int(i) for i in wrong[0])
+            raise BadInput(f"{where}: A[{m}] column {column} sums to {sums[column]:.4g}, not to 1; normalise it")
+        if c.shape != a.shape[:1]:
+            raise BadInput(f"{where}: C[{m}] has shape {c.shape} for {len(a)} outcomes; give one number each")
+        if np.isnan(c).any() or (c == np.inf).any() or not np.isfinite(c).any():
+            raise BadInput(f"{where}: C[{m}] cannot be normalised; log-preferences are numbers, at least one finite")
 
 
 def policy_posterior(G: Float[Array, "P"], log_E: Float[Array, "P"], precision: float | Array) -> Float[Array, "P"]:

@@ -225,17 +225,17 @@ def stage(
       Stopped: SIGTERM or SIGINT arrived; the state is saved.
     """
     progress = progress or Progress(quiet=True)
-    meant = {**settings.semantic, **(identity or {}), "data": data.fingerprint, "objective": objective.name}
+    meant = {**settings.semantic, **(identity or {}), "objective": objective.name}
+    meant |= {"length": data.length, "data": data.fingerprint}
     if folder is not None and (folder / "done.json").exists():
         return _finished(folder, meant)
     state = start_state(trainable, jax.random.key(settings.seed))
     checkpoints, position = None, None
     if folder is not None:
         checkpoints = Checkpoints(folder / "checkpoints", every=settings.checkpoint_every, keep=settings.keep)
-        found = checkpoints.restore(state, progress.say)
+        found = checkpoints.restore(state, progress.say, lambda record: _same(record["meant"], meant, folder))
         if found is not None:
             state, record = found
-            _same(record["meant"], meant, folder)
             position = record["position"]
             progress.say(f"{name}: continuing at step {int(state.step)}")
     metrics = None
@@ -254,6 +254,8 @@ def stage(
     if folder is not None:
         save_arrays(folder / "trained.safetensors", state.trainable, {"name": name, "meant": meant})
         (folder / "done.json").write_text(json.dumps({"seconds": seconds}))
+    if run.stopped:
+        raise Stopped(run.stopped, folder)
     return trained
 
 
@@ -277,6 +279,7 @@ class _Loop:
         loss = as_partial(self.objective.loss)
         self.lines: list[dict[str, float]] = []
         self.skipped = 0
+        self.stopped = 0
         began = time.monotonic()
         first = int(state.step)
         self.progress.start(self.name, s.steps, first)
@@ -298,6 +301,7 @@ class _Loop:
                     if self.checkpoints:
                         self.checkpoints.manager.wait_until_finished()
                     raise Stopped(stop.status, self.metrics.path.parent if self.metrics else None)
+            self.stopped = stop.status  # in the last step: the stage ends as it would, then the run stops
         return state, time.monotonic() - began
 
     def _log(self, step: int, log: dict[str, Mean], tokens: int, rate: float, at: float) -> None:

@@ -17,6 +17,7 @@ from aif.errors import BadInput
 
 Params = dict[str, Any]  # nested dict of arrays; every leaf under "layers" is stacked [L, ...]
 Adapter = dict[str, dict[str, Array]]  # target name -> {"a", "b", "scale"} or {"u", "scale"}, every leaf [L, ...]
+Scalar = Float[Array, ""] | float  # a hyperparameter: a number when it is given, an array inside the jitted step
 Tap = Callable[[Array], Any]  # residual [B, T, D] after a block -> what to return, stacked over L
 
 
@@ -129,6 +130,7 @@ __all__ = [
     "Mean",
     "Output",
     "Params",
+    "Scalar",
     "Solution",
     "State",
     "Tap",

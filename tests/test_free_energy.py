@@ -116,21 +116,23 @@ def test_entropy_by_hand():
 def test_novelty_by_hand():
     """a = [[1, 4], [3, 0]], Q(s) = (1/2, 1/2), Q(o) = (5/8, 3/8); columns sum to 4.
 
-    (1/a - 1/a_0)/2: [[3/8, 0], [1/24, 0 where a = 0]]; the gain is (5/8 * 3/8 + 3/8 * 1/24) / 2 = 1/8.
+    W = ln a_0/a + psi(a + 1) - psi(a_0 + 1): [[ln 4 - 13/12, 0], [ln 4/3 - 1/4, 0 where a = 0]].
     """
     pA, qs = [jnp.array([[1.0, 4.0], [3.0, 0.0]])], [jnp.array([0.5, 0.5])]
     qo = fe.expected_outcomes([pA[0] / 4], qs, [[0]])
     np.testing.assert_allclose(qo[0], [5 / 8, 3 / 8], rtol=1e-6)
-    np.testing.assert_allclose(fe.dirichlet_information_gain(pA, qs, qo, [[0]]), 1 / 8, rtol=1e-6)
+    want = (5 / 8 * (np.log(4) - 13 / 12) + 3 / 8 * (np.log(4 / 3) - 1 / 4)) / 2
+    np.testing.assert_allclose(fe.dirichlet_information_gain(pA, qs, qo, [[0]]), want, rtol=1e-5)
 
 
 def test_novelty_falls_with_evidence():
-    """Ten times the counts, a tenth of what is left to learn."""
-    A, _, qs, _ = arrays(model(0))
-    qo = fe.expected_outcomes(A, qs, DEPENDENCIES)
-    gain = lambda n: fe.dirichlet_information_gain([n * a for a in A], qs, qo, DEPENDENCIES)  # noqa: E731
-    assert float(gain(2.0)) > 0
-    np.testing.assert_allclose(gain(20.0), gain(2.0) / 10, rtol=1e-5)
+    """Less is left to learn; with many counts the gain is that of the older approximation, (1/a - 1/a_0) / 2."""
+    A, qs = jnp.array([[0.6, 0.3], [0.4, 0.7]]), [jnp.array([0.5, 0.5])]
+    qo = fe.expected_outcomes([A], qs, [[0]])
+    gain = lambda n: fe.dirichlet_information_gain([n * A], qs, qo, [[0]])  # noqa: E731
+    assert float(gain(2.0)) > float(gain(20.0)) > float(gain(200.0)) > 0
+    old = float(qo[0] @ ((1 / (200 * A) - 1 / 200) / 2) @ qs[0])
+    np.testing.assert_allclose(gain(200.0), old, rtol=0.02)
 
 
 def test_ensemble_gain_by_hand():

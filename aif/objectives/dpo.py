@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from aif.objectives import Context, Objective
 from aif.objectives.logprobs import response_logprobs
 from aif.policy import Policy
-from aif.types import Batch, Loss, Mean
+from aif.types import Batch, Loss, Mean, Scalar
 
 
 def dpo(
@@ -21,8 +21,8 @@ def dpo(
     reference_chosen: Float[Array, "*shape"],
     reference_rejected: Float[Array, "*shape"],
     *,
-    beta: float,
-    label_smoothing: float = 0.0,
+    beta: Scalar,
+    label_smoothing: Scalar = 0.0,
 ) -> Float[Array, "*shape"]:
     """-(1-s) ln sigmoid(beta m) - s ln sigmoid(-beta m), m = log-ratio of chosen minus log-ratio of rejected.
 
@@ -64,7 +64,7 @@ def make(options: Options, context: Context) -> Objective:
     return preference(beta=options.beta, label_smoothing=options.label_smoothing)
 
 
-def _loss(policy: Policy, batch: Batch, *, beta: float, label_smoothing: float) -> Loss:
+def _loss(policy: Policy, batch: Batch, *, beta: Scalar, label_smoothing: Scalar) -> Loss:
     chosen, rejected, present = pairs(response_logprobs(policy, batch), batch)
     ref_chosen, ref_rejected, _ = pairs(batch.extras["reference_logps"], batch)
     losses = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta, label_smoothing=label_smoothing)

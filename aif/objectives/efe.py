@@ -26,7 +26,7 @@ from aif.objectives.dpo import reference_logprobs
 from aif.objectives.logprobs import group_logsumexp, response_logprobs, same_group
 from aif.policy import Policy
 from aif.readers import Reader, Reading, empirical_preferences, normalise_preferences, ratings
-from aif.types import Batch, Loss, Mean
+from aif.types import Batch, Loss, Mean, Scalar
 
 TERMS = ("pragmatic", "state_gain", "parameter_gain")
 
@@ -36,7 +36,7 @@ def group_log_softmax(values: Float[Array, "B R"], batch: Batch) -> Float[Array,
     return jnp.where(batch.ids >= 0, values - group_logsumexp(values, batch), 0.0)
 
 
-def policy_divergence(G: Float[Array, "B R"], ratios: Float[Array, "B R"], batch: Batch, precision: float) -> Array:
+def policy_divergence(G: Float[Array, "B R"], ratios: Float[Array, "B R"], batch: Batch, precision: Scalar) -> Array:
     """KL( softmax(-precision G) || softmax(ratios) ), summed over prompts, in nats; minimised.
 
     With two candidates and G = (0, +infinity) this is the DPO loss at beta = 1.
@@ -127,15 +127,15 @@ def _prepare(
     *,
     reader: Reader,
     C: Array,
-    state_weight: float,
-    parameter_weight: float,
+    state_weight: Scalar,
+    parameter_weight: Scalar,
 ) -> dict[str, Array]:
     terms = terms_of(reader(reference, batch), C)
     G = -(terms["pragmatic"] + state_weight * terms["state_gain"] + parameter_weight * terms["parameter_gain"])
     return {**reference_logprobs(reference, batch, key), "G": G, **terms}
 
 
-def _loss(policy: Policy, batch: Batch, *, precision: float) -> Loss:
+def _loss(policy: Policy, batch: Batch, *, precision: Scalar) -> Loss:
     """The divergence, and the terms of G expected under q_k = softmax_k(r_k), the tilt of the policy on its habit."""
     ratios = response_logprobs(policy, batch) - batch.extras["reference_logps"]
     filled = batch.ids >= 0
