@@ -17,7 +17,7 @@ import numpy as np
 
 from aif.corpus import Conversation
 from aif.errors import BadInput
-from aif.tokens import encode
+from aif.tokens import Encoded, encode
 from aif.types import Batch
 
 WHICH = ("target", "pair", "all")
@@ -208,6 +208,29 @@ def _packed(source: Any, data: Dataset, bins: int) -> Any:
         num_packing_bins=bins,
         shuffle_bins=False,
     )
+
+
+def one_per_row(trees: Sequence[Encoded], length: int, scored: int, slots: int) -> Batch:
+    """A batch with one prompt and its responses per row; response ids run on from row to row."""
+    widths = {"tokens": length, "positions": length, "branches": length}
+    widths |= {"index": scored, "targets": scored, "response": scored}
+    packed: dict[str, np.ndarray] = {k: np.zeros((len(trees), width), np.int32) for k, width in widths.items()}
+    for name in ("tokens", "index", "ids"):
+        packed[f"{name}_segment_ids"] = np.zeros((len(trees), {**widths, "ids": slots}[name]), np.int32)
+    packed["weights"] = np.zeros((len(trees), scored), np.float32)
+    packed["ids"] = np.full((len(trees), slots), -1, np.int32)
+    first = 0
+    for row, tree in enumerate(trees):
+        count = int(tree.response.max()) + 1
+        for name in widths:
+            values = getattr(tree, name)
+            packed[name][row, : len(values)] = values
+        packed["weights"][row, : len(tree.targets)] = 1.0
+        packed["ids"][row, :count] = np.arange(first, first + count)
+        for name, n in (("tokens", len(tree.tokens)), ("index", len(tree.targets)), ("ids", count)):
+            packed[f"{name}_segment_ids"][row, :n] = 1
+        first += count
+    return _batch(packed, {})
 
 
 def _starts(segments: np.ndarray, of: np.ndarray) -> np.ndarray:

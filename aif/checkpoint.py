@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -157,7 +158,7 @@ def load_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {}).get("aif", "{}"))
-            flat: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}
+            flat: dict[str, Array] = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file") from error
     except (SafetensorError, OSError, ValueError) as error:
@@ -207,7 +208,9 @@ def _refuse_live_owner(lock: Path) -> None:
     """A lock of a live process on this machine, or of another machine, is respected; a dead process's is removed."""
     try:
         owner = json.loads(lock.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except ValueError:
         lock.unlink(missing_ok=True)
         return
     here = owner.get("host") == socket.gethostname()

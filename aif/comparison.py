@@ -21,7 +21,7 @@ from aif import results as records
 from aif.adapter import effective_norm
 from aif.basins import Bench, Measured, Subject
 from aif.basins.scoring import divergences
-from aif.config import Config, plugin_options
+from aif.config import Config
 from aif.directions import as_adapter, mean_difference, response_means, save_direction
 from aif.directions.activations import Activations
 from aif.experiment import Experiment, tables_by_candidate, write_record
@@ -29,6 +29,7 @@ from aif.log import Progress
 from aif.objectives import Objective
 from aif.objectives.dpo import reference_logprobs
 from aif.objectives.sft import sft
+from aif.plugins import plugin
 from aif.runtime import environment
 from aif.samples import steered_samples
 from aif.statistics import difference, scalar_and_curves
@@ -81,7 +82,7 @@ def compare(config: Config, folder: Path, *, progress: Progress, command: str = 
     measured: list[Measured] = []
     for metric, options in config.measure.items():
         with run.phase(metric):
-            module, checked = plugin_options("basins", metric, options, f"measure.{metric}")
+            module, checked = plugin("basins", metric, options, f"measure.{metric}")
             measured += module.measure(bench, checked)
     with run.phase("samples"):
         samples = steered_samples(e, direction, activations.norms, layer)
@@ -106,7 +107,7 @@ def train_arms(run: Comparison, seed: int) -> dict[str, Trained]:
         trainable = out["start"].trainable
     objectives = {arm: e.objective(spec) for arm, spec in config.arms.items()}
     tables = None
-    if sum(o.responses != "target" for o in objectives.values()) > 1:
+    if sum(o.responses in ("pair", "all") for o in objectives.values()) > 1:
         with run.phase("reference log-probabilities"):
             tables = shared_reference(run, trainable, folder / "reference.npz")
     for arm, spec in config.arms.items():
@@ -119,7 +120,7 @@ def train_arms(run: Comparison, seed: int) -> dict[str, Trained]:
                 folder=folder / arm,
                 progress=run.progress,
                 objective=objectives[arm],
-                tables=tables if objectives[arm].responses != "target" else None,
+                tables=tables if objectives[arm].responses in ("pair", "all") else None,
             )
     return out
 

@@ -6,8 +6,6 @@ pydantic model `Options` in its file; `name` picks the file. Unknown keys are er
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +24,7 @@ from pydantic import (
 )
 
 from aif.errors import BadInput
+from aif.plugins import Named, first_problem, plugin, sound
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of folders that a run makes
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -38,11 +37,8 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads `yes` as true and pydantic true as 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError(f"{str(value).lower()} stands here (YAML reads yes, no, on and off so); quote text")
-        return value
+    def _sound(cls, value: Any, info: ValidationInfo) -> Any:
+        return sound(value, cls.model_fields[info.field_name or ""].annotation)
 
 
 class Model(Section):
@@ -90,17 +86,6 @@ class OptimizerSection(Section):
     b2: float = Field(default=0.999, ge=0, lt=1)
     eps: PositiveFloat = 1e-8
     clip: float = Field(default=1.0, ge=0, description="bound on the gradient norm; 0 for none")
-
-
-class Named(BaseModel):
-    """`{name: ..., options...}`; the options are checked by the named file's own model."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class Stage(Section):
@@ -172,10 +157,18 @@ class Config(Section):
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads `1e-4` as a number and refuses a key given twice."""
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # a date or a number that cannot be one
+            raise yaml.MarkedYAMLError(None, None, str(error), node.start_mark) from error
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen: set = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise yaml.MarkedYAMLError(None, None, "a key is a word, not a list or mapping", key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
@@ -202,35 +195,13 @@ def check(tree: dict[str, Any], where: str = "config") -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise BadInput(f"{where}: {_first(error, Config)}") from error
+        raise BadInput(f"{where}: {first_problem(error, Config)}") from error
     for arm, stage in {**({"start": config.start} if config.start else {}), **config.arms}.items():
         key = "start.objective" if stage is config.start else f"arms.{arm}.objective"
-        plugin_options("objectives", stage.objective.name, stage.objective.options, f"{where}: {key}")
+        plugin("objectives", stage.objective.name, stage.objective.options, f"{where}: {key}")
     for metric, options in config.measure.items():
-        plugin_options("basins", metric, options, f"{where}: measure.{metric}")
+        plugin("basins", metric, options, f"{where}: measure.{metric}")
     return config
-
-
-def plugin_options(package: str, name: str, options: dict[str, Any], where: str) -> tuple[Any, Any]:
-    """The module `aif.<package>.<name>` and its checked `Options`; `module:name` is a user's own objective."""
-    if ":" in name and package == "objectives":
-        return None, options
-    names = available(package)
-    if name not in names:
-        raise BadInput(
-            f"{where}: no {package[:-1]} is called {name!r}{_nearest(name, names)}; there are {', '.join(names)}"
-        )
-    module = importlib.import_module(f"aif.{package}.{name}")
-    try:
-        return module, module.Options.model_validate(options)
-    except ValidationError as error:
-        raise BadInput(f"{where}: {_first(error, module.Options)}") from error
-
-
-def available(package: str) -> list[str]:
-    """Names of the files under `aif/<package>/` that define `Options`."""
-    folder = Path(__file__).parent / package
-    return sorted(p.stem for p in folder.glob("*.py") if "class Options(" in p.read_text())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -244,10 +215,11 @@ def _read(path: Path) -> dict[str, Any]:
         if b"*" in text and any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)):
             raise BadInput(f"{path}: YAML aliases are not read; use ${{key}} instead")
         tree = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
-    except (yaml.MarkedYAMLError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise BadInput(f"{path}{line}: {getattr(error, 'problem', None) or 'not valid YAML'}; mend the YAML") from error
+        what = getattr(error, "problem", None) or f"not valid YAML ({str(error).splitlines()[0][:80]})"
+        raise BadInput(f"{path}{line}: {what}; mend the YAML") from error
     if not isinstance(tree, dict):
         raise BadInput(f"{path}: a config is a mapping of keys; this file holds {type(tree).__name__}")
     return tree
@@ -260,9 +232,11 @@ def _override(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> d
     for item in overrides:
         if not item.startswith("~") and "=" not in item:
             raise BadInput(f"{item}: an override reads key.sub=value, or ~key to delete one")
+    at = "config"
     try:
         merged = OmegaConf.create(tree)
         for item in overrides:
+            at = item
             if item.startswith("~"):
                 parent, _, leaf = item[1:].rpartition(".")
                 node = OmegaConf.select(merged, parent) if parent else merged
@@ -272,36 +246,10 @@ def _override(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> d
             else:
                 key, _, value = item.partition("=")
                 OmegaConf.update(merged, key, yaml.load(value, _Loader), merge=False)  # noqa: S506
+        at = "config"
         result = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise BadInput(f"config: {str(error).splitlines()[0]}; check the overrides and ${{...}} references") from error
+    except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
+        where = getattr(error, "full_key", None) or at
+        raise BadInput(f"{where}: {str(error).splitlines()[0]}; check the overrides and ${{...}} references") from error
     assert isinstance(result, dict)
     return {str(k): v for k, v in result.items()}
-
-
-def _first(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first problem of a validation, as `key: what is wrong; how to fix it`."""
-    first = error.errors()[0]
-    key = ".".join(str(p) for p in first["loc"]) or "config"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        names = _fields_at(schema, first["loc"][:-1])
-        hint = _nearest(str(first["loc"][-1]), names)
-        return f"{key}: unknown key{hint}; keys here are {', '.join(names)}{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    shown = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r:.60}"
-    return f"{key}: {message}{shown}{more}" if key != "config" else f"{message}{more}"
-
-
-def _fields_at(schema: Any, loc: tuple) -> list[str]:
-    for part in loc:
-        if isinstance(part, str) and hasattr(schema, "model_fields") and part in schema.model_fields:
-            schema = schema.model_fields[part].annotation
-        args = [a for a in getattr(schema, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
-        schema = args[-1] if args else schema
-    return list(getattr(schema, "model_fields", {}))
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""

@@ -15,13 +15,16 @@ import numpy as np
 
 from aif import adapter as adapters
 from aif.batches import Dataset, build, evenly
-from aif.config import Config, OptimizerSection, Stage, plugin_options
+from aif.config import Config, OptimizerSection, Stage
 from aif.corpus import Conversation, bundled, load_scale, read
 from aif.errors import BadInput
 from aif.log import Progress
 from aif.models.hub import load
 from aif.objectives import Context, Objective
+from aif.plugins import plugin
 from aif.policy import Policy, bind
+from aif.readers import Answer
+from aif.rollouts import Prompts, prompts_of
 from aif.runtime import compilation_cache
 from aif.train import Optimizer, Settings, Trained, prepared, stage
 
@@ -102,8 +105,23 @@ class Experiment:
             except (ImportError, AttributeError) as error:
                 raise BadInput(f"objective.name: {name!r} cannot be imported ({error}); give module:name") from error
             return made if isinstance(made, Objective) else made(**options)
-        module, checked = plugin_options("objectives", name, options, f"objective {name}")
+        module, checked = plugin("objectives", name, options, f"objective {name}")
         return module.make(checked, self.context)
+
+    def examples(self, objective: Objective, tables: dict[str, np.ndarray] | None) -> Dataset | Prompts:
+        """What an objective trains on: the prompts it samples answers to, or encoded candidates with `tables` of
+        facts and the objective's own annotations."""
+        split = self.config.corpus.train
+        if objective.rollouts is not None:
+            return prompts_of(self.rows(*split), self.lm.tokenizer)
+        data = self.data(objective.responses, *split)
+        if tables is not None:
+            data = data.with_tables(_select(tables, data))
+        if objective.annotate is not None:
+            rows = self.rows(*split)
+            answers = [Answer(rows[r].prompt, rows[r].candidates[k].content) for r, k in data.owners]
+            data = data.with_tables(objective.annotate(answers))
+        return data
 
     def fresh(self, seed: int) -> Any:
         """Trainable values of a new run: an adapter, or a copy of all parameters."""
@@ -146,21 +164,18 @@ class Experiment:
     ) -> Trained:
         """One stage from `trainable`; its reference model is the policy it starts from."""
         objective = objective or self.objective(spec)
-        data = self.data(objective.responses, *self.config.corpus.train)
-        if tables is not None:
-            data = data.with_tables(_select(tables, data))
         full = self.config.adapter.kind == "full"
         reference = self.base.replace(params=trainable) if full else self.base.replace(adapter=trainable)
         settings = self.settings(spec, seed)
-        if folder is None or not (folder / "done.json").exists():
+        data = self.examples(objective, tables)
+        if isinstance(data, Dataset) and (folder is None or not (folder / "done.json").exists()):
             progress.say(f"{name}: preparing {len(data.owners)} responses")
             data = prepared(objective, reference, data, rows=settings.rows, key=jax.random.key(seed))
-        first = self.config.start if name != "start" else None
         identity = {
             "weights": self.lm.fingerprint,
             "compute_dtype": self.config.model.compute_dtype,
             "adapter": self.config.adapter.model_dump(),
-            "start": first and first.model_dump(),
+            "start": self.config.start.model_dump() if self.config.start and name != "start" else None,
             "hyperparameters": spec.objective.model_dump(),
         }
         return stage(
@@ -169,6 +184,7 @@ class Experiment:
             objective,
             data,
             settings,
+            reference=reference,
             folder=folder,
             progress=progress,
             name=name,

@@ -70,8 +70,8 @@ def dirichlet_information_gain(pA: Arrays, qs: Arrays, qo: Arrays, dependencies:
 
         W = ln a_0 - ln a + psi(a + 1) - psi(a_0 + 1)
 
-    with a the Dirichlet counts of P(o_m | s) and a_0 their sum over outcomes; 0 where a = 0. Given the state this is the
-    mutual information of outcome and parameters (Da Costa et al. 2020, eq. D.15, with the sign of a gain); for large
+    with a the Dirichlet counts of P(o_m | s) and a_0 their sum over outcomes; 0 where a = 0. For a known state it is
+    the mutual information of outcome and parameters (Da Costa et al. 2020, eq. D.15, with the sign of a gain); for large
     counts it tends to (1/a - 1/a_0) / 2, the older approximation.
     """
     total = jnp.zeros(())

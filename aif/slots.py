@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from aif.types import Batch
+from aif.types import Batch, Tap
 
 
 def owners(batch: Batch) -> Int[Array, "B T"]:
@@ -21,3 +21,14 @@ def owners(batch: Batch) -> Int[Array, "B T"]:
     trained = jax.vmap(lambda row, at, w: row.at[at].max(w > 0))(trained, after, batch.weights)
     in_path = trained & (batch.branches == 0) & (batch.segments > 0)
     return jnp.where(in_tree, base + batch.branches - 1, jnp.where(in_path, base, R))
+
+
+def response_means(batch: Batch) -> Tap:
+    """A tap: residual `[B, T, D]` -> its mean over the tokens of each response, `[B, R, D]` float32."""
+    member = jax.nn.one_hot(owners(batch), batch.ids.shape[1])  # nothing for prompts and padding
+    counts = jnp.maximum(member.sum(axis=1), 1.0)[..., None]
+
+    def tap(h: Float[Array, "B T D"]) -> Float[Array, "B R D"]:
+        return jnp.einsum("btr,btd->brd", member, h.astype(jnp.float32)) / counts
+
+    return tap

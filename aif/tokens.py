@@ -81,7 +81,7 @@ def encode(tokenizer: Any, row: Conversation, candidates: Sequence[int], max_len
     prompt_text = render(tokenizer, row.prompt, answer_next=True, where=row.where)
     prompt = encode_text(tokenizer, prompt_text)
     answers = [_answer(tokenizer, row, row.prompt, row.candidates[k].content, prompt_text) for k in candidates]
-    return _fit(_tree(prompt, answers), row, max_length)
+    return _fit(tree(prompt, answers), row, max_length)
 
 
 def _shielded_words(tokenizer: Any) -> list[str]:
@@ -156,7 +156,7 @@ def _path(pieces: list[tuple[list[int], bool]]) -> Encoded:
     return Encoded(tokens, steps, zeros, targets - 1, tokens[targets], np.zeros(len(targets), np.int32))
 
 
-def _tree(prompt: list[int], answers: list[list[int]]) -> Encoded:
+def tree(prompt: list[int], answers: list[list[int]]) -> Encoded:
     """The prompt once, then each answer; an answer's first token is predicted by the prompt's last one."""
     start = len(prompt)
     tokens, positions, branches = [np.array(prompt)], [np.arange(start)], [np.zeros(start, int)]

@@ -21,14 +21,16 @@ import optax
 from jax import Array
 from jax.tree_util import Partial
 
-from aif.batches import Dataset, once, stream
+from aif.batches import Dataset, once
 from aif.checkpoint import Checkpoints, load_arrays, save_arrays
 from aif.errors import BadInput
 from aif.log import Metrics, Progress, read_metrics
 from aif.objectives import Objective
 from aif.policy import Policy
+from aif.rollouts import Prompts
 from aif.runtime import Stopped, StopRequests
-from aif.types import Batch, Loss, Mean, State
+from aif.sources import Offline, Online, prepare
+from aif.types import Batch, Loss, Mean, State, as_partial
 
 MAX_SKIPPED = 5  # consecutive non-finite steps after which a run stops
 
@@ -174,18 +176,13 @@ class Trained:
     seconds: float
 
 
-@jax.jit
-def _prepare(prepare: Partial, reference: Policy, batch: Batch, key: Array) -> dict[str, Array]:
-    return prepare(reference, batch, key)
-
-
 def prepared(objective: Objective, reference: Policy, data: Dataset, *, rows: int, key: Array) -> Dataset:
     """`data` with the objective's facts per response, computed once over the whole data set."""
     tables: dict[str, list] = {}
     ids: list[np.ndarray] = []
     reference = reference.replace(remat="none")
     for number, batch in enumerate(once(data, rows=rows)):
-        facts = _prepare(as_partial(objective.prepare), reference, batch, jax.random.fold_in(key, number))
+        facts = prepare(as_partial(objective.prepare), reference, batch, jax.random.fold_in(key, number))
         if not facts:
             return data
         filled = batch.ids >= 0
@@ -196,18 +193,14 @@ def prepared(objective: Objective, reference: Policy, data: Dataset, *, rows: in
     return data.with_tables({name: np.concatenate(parts)[order] for name, parts in tables.items()})
 
 
-def as_partial(function: Any) -> Partial:
-    """A function as a pytree: its bound values are array leaves, so that changing them compiles nothing again."""
-    return function if isinstance(function, Partial) else Partial(function)
-
-
 def stage(
     base: Policy,
     trainable: Any,
     objective: Objective,
-    data: Dataset,
+    data: Dataset | Prompts,
     settings: Settings,
     *,
+    reference: Policy | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
     name: str = "train",
@@ -217,16 +210,19 @@ def stage(
 
     Args:
       base: the policy whose weights stay as they are; `trainable` is attached to it.
-      data: the encoded corpus, already `prepared` for the objective.
+      data: the encoded corpus, already `prepared` for the objective, or the prompts it samples answers to.
+      reference: the habit of an online objective; the base policy when left out.
       identity: what else a checkpoint must agree with to be continued (weights, reference).
 
     Raises:
       BadInput: the folder's checkpoint belongs to other settings or data; training diverged.
       Stopped: SIGTERM or SIGINT arrived; the state is saved.
     """
+    if settings.full and objective.frozen_head:
+        raise BadInput(f"{objective.name}: it reads the reference through a frozen head; use kl: k3, or an adapter")
     progress = progress or Progress(quiet=True)
     meant = {**settings.semantic, **(identity or {}), "objective": objective.name}
-    meant |= {"length": data.length, "data": data.fingerprint}
+    meant |= {"length": data.length if isinstance(data, Dataset) else None, "data": data.fingerprint}
     if folder is not None and (folder / "done.json").exists():
         return _finished(folder, meant)
     state = start_state(trainable, jax.random.key(settings.seed))
@@ -242,7 +238,7 @@ def stage(
     if folder is not None:
         metrics = Metrics(folder, tensorboard=settings.tensorboard, resumed_at=int(state.step))
     try:
-        run = _Loop(base, objective, data, settings, checkpoints, metrics, progress, name, meant)
+        run = _Loop(base, objective, data, reference, settings, checkpoints, metrics, progress, name, meant)
         state, seconds = run(state, position)
     finally:
         if checkpoints is not None:
@@ -265,7 +261,8 @@ class _Loop:
 
     base: Policy
     objective: Objective
-    data: Dataset
+    data: Dataset | Prompts
+    reference: Policy | None
     settings: Settings
     checkpoints: Checkpoints | None
     metrics: Metrics | None
@@ -275,8 +272,7 @@ class _Loop:
 
     def __call__(self, state: State, position: dict | None) -> tuple[State, float]:
         s = self.settings
-        batches = stream(self.data, rows=s.rows, seed=s.seed, start=position)
-        loss = as_partial(self.objective.loss)
+        source = self._source(position)
         self.lines: list[dict[str, float]] = []
         self.skipped = 0
         self.stopped = 0
@@ -285,24 +281,39 @@ class _Loop:
         self.progress.start(self.name, s.steps, first)
         with StopRequests() as stop:
             for number in range(first, s.steps):
-                stack = jax.tree.map(lambda *x: np.stack(x), *(next(batches) for _ in range(s.accumulate)))
                 values = s.optimizer.values(number, s.steps)
                 if number == first:
                     self.progress.compiling()
                 at = time.monotonic()
+                stack = source(attach(self.base, state.trainable, s.full), number)
+                loss = self._loss(number)
                 state, log = train_step(state, self.base, stack, loss, values, full=s.full)
                 if number == first:
                     self.progress.compiled(time.monotonic() - at)
                 self._log(number + 1, log, int((stack.segments > 0).sum()), float(values["rate"]), at)
                 last = number + 1 == s.steps
-                if self.checkpoints and (last or stop.status or (number + 1) % s.checkpoint_every == 0):
-                    self.checkpoints.save(state, {"position": batches.get_state(), "meant": self.meant})
-                if stop.status and not last:
+                whole = last or (number + 1) % source.updates == 0  # a rollout is not cut in two
+                if self.checkpoints and whole and (last or stop.status or (number + 1) % s.checkpoint_every == 0):
+                    self.checkpoints.save(state, {"position": source.position(), "meant": self.meant})
+                if stop.status and whole and not last:
                     if self.checkpoints:
                         self.checkpoints.manager.wait_until_finished()
                     raise Stopped(stop.status, self.metrics.path.parent if self.metrics else None)
             self.stopped = stop.status  # in the last step: the stage ends as it would, then the run stops
         return state, time.monotonic() - began
+
+    def _source(self, position: dict | None) -> Offline | Online:
+        s = self.settings
+        how = {"rows": s.rows, "accumulate": s.accumulate, "seed": s.seed, "position": position}
+        if isinstance(self.data, Dataset):
+            return Offline(self.data, **how)
+        return Online(self.data, self.objective, self.reference or self.base, **how)
+
+    def _loss(self, number: int) -> Partial:
+        schedule = self.objective.schedule
+        return as_partial(
+            self.objective.loss if schedule is None else schedule(number / max(1, self.settings.steps - 1))
+        )
 
     def _log(self, step: int, log: dict[str, Mean], tokens: int, rate: float, at: float) -> None:
         line = {name: float(mean.value) for name, mean in log.items()}

@@ -21,6 +21,13 @@ Scalar = Float[Array, ""] | float  # a hyperparameter: a number when it is given
 Tap = Callable[[Array], Any]  # residual [B, T, D] after a block -> what to return, stacked over L
 
 
+def as_partial(function: Any) -> Any:
+    """A function as a pytree: its bound values are array leaves, so changing them compiles nothing. None stays."""
+    from jax.tree_util import Partial
+
+    return function if function is None or isinstance(function, Partial) else Partial(function)
+
+
 class Batch(NamedTuple):
     """Packed rows of prompts with their responses.
 
@@ -134,4 +141,5 @@ __all__ = [
     "Solution",
     "State",
     "Tap",
+    "as_partial",
 ]

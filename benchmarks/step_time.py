@@ -142,7 +142,7 @@ def ours_objectives() -> dict:
     from aif.objectives.dpo import preference, reference_logprobs
     from aif.objectives.efe import efe
     from aif.objectives.sft import sft
-    from aif.readers import ratings
+    from aif.readers.ratings import ratings
     from aif.steering import add
 
     policy, tokenizer = model()

@@ -8,16 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import digamma
 
 from aif import testing
 from aif.errors import BadInput
 from aif.objectives import Context, Objective
 from aif.objectives import efe as efe_file
 from aif.objectives.dpo import dpo, pairs, preference
-from aif.objectives.efe import efe, group_log_softmax, policy_divergence, terms_of
+from aif.objectives.efe import efe, group_log_softmax, policy_divergence
 from aif.objectives.logprobs import response_logprobs
 from aif.objectives.sft import cross_entropy, sft
-from aif.readers import empirical_preferences, normalise_preferences, ratings, reliability
+from aif.objectives.terms import terms_of
+from aif.preferences import empirical, normalise
+from aif.readers.ratings import ratings, reliability
 from aif.types import Batch, Loss, Mean
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "trl_dpo.npz")
@@ -146,23 +149,25 @@ def test_terms_of_one_dimension_by_hand(base):
     """Two levels, agreement 0.8, 10 counts a state, a rating of level 1, P(o|C) = (0.1, 0.9):
 
     Q(s) = (0.2, 0.8), Q(o) = (0.32, 0.68), U = 0.32 ln 0.1 + 0.68 ln 0.9, I_s = H(0.32, 0.68) - H(0.8, 0.2),
-    I_p = sum_os Q(o) Q(s) (1/a_os - 1/10) / 2 with a = 8 on the diagonal and 2 off it.
+    I_p = sum_os Q(o) Q(s) (ln 10/a + psi(a + 1) - psi(11)) with a = 8 on the diagonal and 2 off it.
     """
     C = jnp.log(jnp.array([[0.1, 0.9]]))
     batch = slots([0], ratings=[[1]])
-    reading = ratings(1, 2, agreement=0.8, strength=10.0)(base, batch)
+    reading = ratings(1, 2, agreement=0.8, strength=10.0).read(None, batch)
     np.testing.assert_allclose(reading.states[0, 0, 0], [0.2, 0.8], rtol=1e-6)
     got = terms_of(reading, C)
     qo, qs = np.array([0.32, 0.68]), np.array([0.2, 0.8])
     a = np.array([[8.0, 2.0], [2.0, 8.0]])
     np.testing.assert_allclose(got["pragmatic"], [[0.32 * np.log(0.1) + 0.68 * np.log(0.9)]], rtol=1e-5)
     np.testing.assert_allclose(got["state_gain"], [[entropy(qo) - entropy(np.array([0.8, 0.2]))]], rtol=1e-5)
-    np.testing.assert_allclose(got["parameter_gain"], [[qo @ ((1 / a - 0.1) / 2) @ qs]], rtol=1e-5)
+    np.testing.assert_allclose(
+        got["parameter_gain"], [[qo @ (np.log(10 / a) + digamma(a + 1) - digamma(11)) @ qs]], rtol=1e-5
+    )
 
 
 def test_a_rating_is_read_by_bayes(base):
     """Three levels, agreement 0.8: P(o=0|s) = (0.8, 0.1, 0), P(o=1|s) = (0.2, 0.8, 0.2), normalised over states."""
-    reading = ratings(2, 3, agreement=0.8)(base, slots([0, 0, -1], ratings=[[0, 1], [1, -1], [2, 2]]))
+    reading = ratings(2, 3, agreement=0.8).read(None, slots([0, 0, -1], ratings=[[0, 1], [1, -1], [2, 2]]))
     first, middle = np.array([8, 1, 0]) / 9, np.array([1, 4, 1]) / 6
     np.testing.assert_allclose(reading.states[0, 0], [first, middle], rtol=1e-6)
     np.testing.assert_allclose(reading.states[0, 1, 0], middle, rtol=1e-6)
@@ -179,7 +184,7 @@ def prepared_efe(base, table, C, **options):
 
 
 def test_G_is_minus_the_weighted_terms(base):
-    C = normalise_preferences(jax.random.normal(jax.random.key(0), (3, 4)))
+    C = normalise(jax.random.normal(jax.random.key(0), (3, 4)))
     table = [[0, 1, 3], [2, 2, 0]]
     facts = prepared_efe(base, table, C, state_weight=0.7, parameter_weight=0.4)
     want = -(facts["pragmatic"] + 0.7 * facts["state_gain"] + 0.4 * facts["parameter_gain"])
@@ -189,7 +194,7 @@ def test_G_is_minus_the_weighted_terms(base):
 
 def test_a_missing_rating_counts_nothing(base):
     """Unrated dimensions give the terms of the scale without them; a response with no rating has G = 0."""
-    C = normalise_preferences(jax.random.normal(jax.random.key(1), (3, 4)))
+    C = normalise(jax.random.normal(jax.random.key(1), (3, 4)))
     part = prepared_efe(base, [[0, -1, 3], [-1, -1, -1]], C, parameter_weight=0.5)
     want = prepared_efe(base, [[0, 3]], C[jnp.array([0, 2])], parameter_weight=0.5)
     for name in ("G", "pragmatic", "state_gain", "parameter_gain"):
@@ -200,7 +205,7 @@ def test_a_missing_rating_counts_nothing(base):
 def test_reliability_and_preferences_by_hand():
     """An end level errs only inwards, a middle one to both sides; counts (1, 1, 0, 0) + 1 of dimension 0."""
     np.testing.assert_allclose(reliability(3, 0.8), [[0.8, 0.1, 0.0], [0.2, 0.8, 0.2], [0.0, 0.1, 0.8]], rtol=1e-6)
-    C = empirical_preferences(np.array([[0, 3], [1, -1], [-1, -1]]), 4, smoothing=1.0)
+    C = empirical(np.array([[0, 3], [1, -1], [-1, -1]]), 4, smoothing=1.0)
     np.testing.assert_allclose(np.exp(C), [[2 / 6, 2 / 6, 1 / 6, 1 / 6], [1 / 5, 1 / 5, 1 / 5, 2 / 5]], rtol=1e-6)
 
 
@@ -211,7 +216,7 @@ def test_the_terms_that_efe_logs(base, lm, rows):
     dimensions = sorted(rows[0].candidates[0].ratings)
     data = build(rows[:2], lm.tokenizer, which="all", length=448, target="discernment", dimensions=dimensions)
     batch = next(once(data, rows=1))
-    C = normalise_preferences(jax.random.normal(jax.random.key(2), (len(dimensions), 4)))
+    C = normalise(jax.random.normal(jax.random.key(2), (len(dimensions), 4)))
     objective = efe(ratings(len(dimensions), 4), C, precision=0.8)
     facts = jax.jit(objective.prepare)(base, batch, jax.random.key(0))
     loss = jax.jit(objective.loss)(base, batch._replace(extras={**batch.extras, **facts}))
@@ -255,7 +260,7 @@ def _margin(policy, batch):
 
 
 def make_efe():
-    return efe(ratings(15, 4), normalise_preferences(jax.random.normal(jax.random.key(3), (15, 4))), precision=1.0)
+    return efe(ratings(15, 4), normalise(jax.random.normal(jax.random.key(3), (15, 4))), precision=1.0)
 
 
 OBJECTIVES = {

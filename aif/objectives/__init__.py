@@ -37,20 +37,40 @@ def nothing(reference: Policy, batch: Batch, key: Array) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
+class Rollouts:
+    """How an online objective samples: `samples` responses a prompt, and updates made on each rollout."""
+
+    samples: int = 4
+    new_tokens: int = 48
+    temperature: float = 1.0
+    updates: int = 1
+
+
+@dataclass(frozen=True)
 class Objective:
     """What to minimise.
 
     Attributes:
       loss: `(policy, batch) -> Loss`; `loss.total` is minimised, `loss.terms` are logged.
       prepare: `(reference, batch, key) -> {name: [B, R, ...]}`, cached per response.
-      responses: which candidates of a prompt take part: "target", "pair" (target and one contrast) or "all".
+      responses: which candidates of a prompt take part: "target", "pair" (target and one contrast), "all", or "none"
+        where `rollouts` samples them from the policy.
       name: for logs and tables.
+      schedule: the loss at a share of the run (0 at the first step, 1 at the last), where a hyperparameter changes.
+      rollouts: how responses are sampled; `batch.extras` then holds `sampled_logps [B, N]` too, and what `prepare`
+        returns may be per scored token.
+      annotate: facts from the words of the responses, found on the host before `prepare` (see `aif.readers`).
+      frozen_head: the loss reads the reference through the policy's own head, so the head must not be trained.
     """
 
     loss: Callable[[Policy, Batch], Loss]
     prepare: Callable[[Policy, Batch, Array], dict[str, Array]] = nothing
     responses: str = "target"
     name: str = "custom"
+    schedule: Callable[[float], Callable[[Policy, Batch], Loss]] | None = None
+    rollouts: Rollouts | None = None
+    annotate: Callable[..., dict[str, np.ndarray]] | None = None
+    frozen_head: bool = False
 
 
-__all__ = ["Context", "Objective", "nothing"]
+__all__ = ["Context", "Objective", "Rollouts", "nothing"]

@@ -1,11 +1,14 @@
-"""Expected free energy over candidate responses (offline active inference).
+"""Expected free energy of responses, minimised: offline over rated candidates, online over the policy's own samples.
 
-A policy is a response y to a prompt x, its habit prior the reference model: E(y|x) = pi_ref(y|x). With K candidates
-per prompt, r_k = ln pi_theta(y_k|x) - ln E(y_k|x), and G_k the expected free energy of the states a reader sees in y_k:
+A policy is a response y to a prompt x, its habit prior the reference model: E(y|x) = pi_ref(y|x). With G(y) from
+`aif.objectives.terms`, both forms have the policy posterior Q*(y) ~ E(y) exp(-precision G(y)) as their optimum.
 
-    minimise  KL( softmax_k(-precision G_k) || softmax_k(r_k) )
+    offline  KL( softmax_k(-precision G_k) || softmax_k(r_k) ),  r_k = ln pi(y_k|x) - ln E(y_k|x), K candidates a prompt
+    online   F = E_pi[ ln pi - ln E + precision G ],  K samples a prompt
 
-At the optimum pi_theta is the policy posterior Q*(y) ~ E(y) exp(-precision G(y)) on that support.
+Online, F is estimated as the mean of  cost_k = precision G_k + sum_t KL_t  with KL_t a per-token divergence from the
+habit, and its gradient as a clipped policy gradient of the cost against a leave-one-out baseline plus the divergence's
+own gradient. The two together are unbiased on the first update of a rollout, whichever estimator KL_t is.
 """
 
 from __future__ import annotations
@@ -17,18 +20,18 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Float
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from aif import free_energy
+from aif import preferences
 from aif.errors import BadInput
-from aif.objectives import Context, Objective
-from aif.objectives.dpo import reference_logprobs
-from aif.objectives.logprobs import group_logsumexp, response_logprobs, same_group
+from aif.objectives import Context, Objective, Rollouts
+from aif.objectives import online as estimators
+from aif.objectives.logprobs import group_logsumexp, response_logprobs, response_sums, same_group, score_hidden
+from aif.objectives.terms import TERMS, Evaluation, by_reader, habit, observed
+from aif.plugins import Named, plugin
 from aif.policy import Policy
-from aif.readers import Reader, Reading, empirical_preferences, normalise_preferences, ratings
-from aif.types import Batch, Loss, Mean, Scalar
-
-TERMS = ("pragmatic", "state_gain", "parameter_gain")
+from aif.readers import Reader
+from aif.types import Batch, Loss, Mean, Scalar, as_partial
 
 
 def group_log_softmax(values: Float[Array, "B R"], batch: Batch) -> Float[Array, "B R"]:
@@ -47,92 +50,120 @@ def policy_divergence(G: Float[Array, "B R"], ratios: Float[Array, "B R"], batch
     return jnp.sum(target * jnp.where(target > 0, log_target - log_model, 0.0))
 
 
-def terms_of(reading: Reading, C: Float[Array, "S O"]) -> dict[str, Float[Array, "B R"]]:
-    """U, I_s and I_p of every response, summed over the dimensions the reader knows, in nats."""
+class Online(BaseModel, extra="forbid", allow_inf_nan=False):
+    """How the policy's own samples are drawn and used."""
 
-    def one(qs: Array, A: Array, pA: Array, C: Array) -> dict[str, Array]:
-        return free_energy.expected_free_energy_terms([A], [C], [qs], [[0]], pA=[pA])
+    samples: int = Field(default=4, ge=2, description="responses a prompt; the baseline leaves one out")
+    new_tokens: int = Field(default=48, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    updates: int = Field(default=1, ge=1, description="updates a rollout")
+    kl: Literal["k1", "k3", "exact"] = Field(default="exact", description="per-token divergence from the habit")
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float = Field(default=0.2, gt=0)
 
-    per_dimension = jax.vmap(one, in_axes=(0, 0, 0, 0))
-    terms = jax.vmap(jax.vmap(lambda qs: per_dimension(qs, reading.A, reading.pA, C)))(reading.states)
-    return {name: jnp.sum(terms[name] * reading.known, axis=-1) for name in TERMS}
+    @property
+    def rollouts(self) -> Rollouts:
+        return Rollouts(self.samples, self.new_tokens, self.temperature, self.updates)
 
 
 class Options(BaseModel, extra="forbid", allow_inf_nan=False):
-    precision: float = Field(1.0, ge=0, description="gamma: how sharply G weighs on the policy")
-    state_weight: float = Field(1.0, ge=0, description="w_s, weight of the state information gain")
-    parameter_weight: float = Field(0.0, ge=0, description="w_p, weight of the parameter information gain")
-    agreement: float = Field(0.8, gt=0, le=1, description="chance that a rating names the true level")
-    strength: float = Field(16.0, gt=0, description="Dirichlet counts per state behind the reliability matrix")
+    precision: float = Field(default=1.0, ge=0, description="gamma: how sharply G weighs on the policy")
+    precision_end: float | None = Field(default=None, ge=0, description="gamma at the last step; linear in between")
+    state_weight: float = Field(default=1.0, ge=0, description="w_s, weight of the state information gain")
+    parameter_weight: float = Field(default=0.0, ge=0, description="w_p, weight of the parameter information gain")
+    reader: Named = Field(default=Named(name="ratings"), description="state reader, with its options")
     preferences: Literal["target"] | dict[str, list[float]] = Field(
-        "target",
+        default="target",
         description="log-preferences: `target` takes the rating frequencies of target responses; or dimension: "
         "[a number per level], with `default` for the dimensions left out",
     )
-    smoothing: float = Field(1.0, gt=0, description="counts added per level to the rating frequencies")
+    smoothing: float = Field(default=1.0, gt=0, description="counts added per level to the rating frequencies")
+    online: Online | None = Field(default=None, description="sample from the policy; over the candidates when left out")
+
+    @model_validator(mode="after")
+    def _reader_fits(self) -> Options:
+        if self.online and self.reader.name == "ratings":
+            raise ValueError("reader: `ratings` knows the corpus's answers only; `online` needs probes or judge")
+        try:
+            plugin("readers", self.reader.name, self.reader.options, "reader")
+        except BadInput as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 def efe(
-    reader: Reader,
-    C: Float[Array, "S O"],
+    reader: Reader | Evaluation,
+    C: Float[Array, "S O"] | None = None,
     *,
     precision: float = 1.0,
+    precision_end: float | None = None,
     state_weight: float = 1.0,
     parameter_weight: float = 0.0,
+    online: Online | None = None,
 ) -> Objective:
-    """Offline expected free energy with a state reader and log-preferences C (nats, normalised per dimension)."""
-    prepare = Partial(_prepare, reader=reader, C=C, state_weight=state_weight, parameter_weight=parameter_weight)
-    return Objective(Partial(_loss, precision=precision), prepare, responses="all", name="efe")
+    """Expected free energy with a state reader and log-preferences C (nats, normalised per dimension), or with an
+    evaluation of one's own; offline over the candidates, or `online` over samples."""
+    if isinstance(reader, Reader) and C is None:
+        raise BadInput("efe: a reader needs log-preferences C, one row per dimension")
+    evaluation = by_reader(reader, C) if isinstance(reader, Reader) else reader  # pyright: ignore[reportArgumentType]
+    prepare = Partial(
+        _prepare if online is None else _prepare_online,
+        evaluate=evaluation.evaluate,
+        watch=as_partial(evaluation.watch),
+        state_weight=state_weight,
+        parameter_weight=parameter_weight,
+    )
+    about = {"annotate": evaluation.annotate, "name": "efe"}
+
+    def loss(gamma: float) -> Partial:
+        if online is None:
+            return Partial(_loss, precision=gamma)
+        kl = Partial(estimators.KL[online.kl])
+        return Partial(_online_loss, precision=gamma, kl=kl, low=online.clip_low, high=online.clip_high)
+
+    def schedule(progress: float) -> Partial:
+        end = precision if precision_end is None else precision_end
+        return loss(precision + progress * (end - precision))
+
+    if online is None:
+        return Objective(loss(precision), prepare, responses="all", schedule=schedule, **about)
+    return Objective(
+        loss(precision),
+        prepare,
+        responses="none",
+        schedule=schedule,
+        rollouts=online.rollouts,
+        frozen_head=online.kl == "exact",
+        **about,
+    )
 
 
 def make(options: Options, context: Context) -> Objective:
-    """From a config: ratings reader, preferences from the target's ratings or from the config.
+    """From a config.
 
     Raises:
-      BadInput: the corpus has no ratings, or a preference names no dimension or the wrong number of levels.
+      BadInput: the reader cannot read this corpus, or a preference names no dimension or the wrong number of levels.
     """
-    S, O = len(context.dimensions), len(context.levels)
-    if not (context.ratings >= 0).any():
-        raise BadInput("corpus: `efe` reads ratings and no row of this corpus has any; rate the candidates")
+    module, checked = plugin("readers", options.reader.name, options.reader.options, "reader")
     if options.preferences == "target":
-        C = empirical_preferences(context.target_ratings, O, options.smoothing)
+        C = preferences.empirical(context.target_ratings, len(context.levels), options.smoothing)
     else:
-        C = _configured(options.preferences, context)
-    weights = {"state_weight": options.state_weight, "parameter_weight": options.parameter_weight}
-    reader = ratings(S, O, agreement=options.agreement, strength=options.strength)
-    return efe(reader, C, precision=options.precision, **weights)
+        C = preferences.configured(options.preferences, context)
+    numbers = options.model_dump(include={"precision", "precision_end", "state_weight", "parameter_weight"})
+    return efe(module.make(checked, context), C, online=options.online, **numbers)
 
 
-def _configured(preferences: dict[str, list[float]], context: Context) -> Array:
-    table = []
-    unknown = [d for d in preferences if d not in (*context.dimensions, "default")]
-    if unknown:
-        raise BadInput(
-            f"preferences.{unknown[0]}: the scale has no such dimension; it has {', '.join(context.dimensions)}"
-        )
-    for dimension in context.dimensions:
-        row = preferences.get(dimension, preferences.get("default", [0.0] * len(context.levels)))
-        if len(row) != len(context.levels):
-            raise BadInput(
-                f"preferences.{dimension}: {len(row)} numbers for the {len(context.levels)} levels; give one each"
-            )
-        table.append(row)
-    return normalise_preferences(jnp.array(table, jnp.float32))
+def _prepare(reference: Policy, batch: Batch, key: Array, **how) -> dict[str, Array]:
+    facts, hidden = observed(reference, batch, **how)
+    return {"reference_logps": habit(reference, batch, hidden), **facts}
 
 
-def _prepare(
-    reference: Policy,
-    batch: Batch,
-    key: Array,
-    *,
-    reader: Reader,
-    C: Array,
-    state_weight: Scalar,
-    parameter_weight: Scalar,
-) -> dict[str, Array]:
-    terms = terms_of(reader(reference, batch), C)
-    G = -(terms["pragmatic"] + state_weight * terms["state_gain"] + parameter_weight * terms["parameter_gain"])
-    return {**reference_logprobs(reference, batch, key), "G": G, **terms}
+def _prepare_online(reference: Policy, batch: Batch, key: Array, **how) -> dict[str, Array]:
+    facts, hidden = observed(reference, batch, **how)
+    hidden = reference(batch).hidden if hidden is None else hidden
+    picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
+    logps = score_hidden(hidden, reference.head, batch)
+    return {"reference_token_logps": logps, "reference_hidden": picked, **facts}
 
 
 def _loss(policy: Policy, batch: Batch, *, precision: Scalar) -> Loss:
@@ -149,3 +180,24 @@ def _loss(policy: Policy, batch: Batch, *, precision: Scalar) -> Loss:
     terms["kl_habit"] = expect(log_q + jnp.log(jnp.maximum(size, 1)))  # the habit's own tilt is uniform
     terms["entropy"] = expect(-log_q)
     return Loss(divergence, {"divergence": divergence, **terms})
+
+
+def _online_loss(policy: Policy, batch: Batch, *, precision: Scalar, kl: Partial, low: Scalar, high: Scalar) -> Loss:
+    """- sum_t clipped(rho_t, A) + sum_t KL_t per response, with A = -(cost - leave-one-out mean of the cost)."""
+    hidden = policy(batch).hidden
+    logps = score_hidden(hidden, policy.head, batch)
+    divergences = kl(policy, hidden, logps, batch)
+    filled = (batch.ids >= 0).astype(jnp.float32)
+    drift = response_sums(divergences, batch)
+    cost = jax.lax.stop_gradient(precision * batch.extras["G"] + drift)
+    advantage = estimators.per_token(-estimators.leave_one_out(cost * filled, batch), batch)
+    ratio = jnp.exp(logps - batch.extras["sampled_logps"])
+    gained = response_sums(estimators.clipped(ratio, advantage, low=low, high=high), batch)
+    count = jnp.sum(filled)
+    mean = lambda x: Mean(jnp.sum(filled * jax.lax.stop_gradient(x)), count)  # noqa: E731
+    terms = {"free_energy": mean(cost), "kl_habit": mean(drift), "entropy": mean(-response_sums(logps, batch))}
+    terms |= {name: mean(batch.extras[name]) for name in (*TERMS, "G")}
+    outside = (ratio < 1 - low) | (ratio > 1 + high)
+    terms["clipped"] = Mean(jnp.sum(outside * (batch.weights > 0)), jnp.sum(batch.weights > 0))
+    terms["length"] = mean(response_sums(jnp.ones_like(logps), batch))
+    return Loss(Mean(jnp.sum(filled * (drift - gained)), count), terms)

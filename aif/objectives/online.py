@@ -1,0 +1,75 @@
+"""What objectives on the policy's own samples are made of: baselines, clipped ratios, divergence from the habit.
+
+All of it works on scored tokens `[B, N]` and response slots `[B, R]` of a batch of rollouts.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from aif.objectives.logprobs import CHUNK, same_group
+from aif.policy import Policy
+from aif.types import Batch, Scalar
+
+
+def leave_one_out(values: Float[Array, "B R"], batch: Batch) -> Float[Array, "B R"]:
+    """v_k - mean of the siblings' values: unbiased baseline (Kool et al. 2019); 0 for an only child."""
+    same = same_group(batch).astype(values.dtype)
+    others = jnp.sum(same, axis=-1) - 1
+    total = jnp.einsum("brs,bs->br", same, values)
+    return jnp.where(others > 0, values - (total - values) / jnp.maximum(others, 1), 0.0)
+
+
+def clipped(
+    ratio: Float[Array, "*s"], advantage: Float[Array, "*s"], *, low: Scalar, high: Scalar
+) -> Float[Array, "*s"]:
+    """min(rho A, clip(rho, 1 - low, 1 + high) A), maximised (Schulman et al. 2017, eq. 7; separate bounds)."""
+    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - low, 1 + high) * advantage)
+
+
+def k1(policy: Policy, hidden: Array, logps: Float[Array, "B N"], batch: Batch) -> Float[Array, "B N"]:
+    """ln pi - ln E of the sampled token: unbiased; its own gradient has mean zero and is left out."""
+    return jax.lax.stop_gradient(logps) - batch.extras["reference_token_logps"]
+
+
+def k3(policy: Policy, hidden: Array, logps: Float[Array, "B N"], batch: Batch) -> Float[Array, "B N"]:
+    """E/pi - 1 - ln(E/pi) of the sampled token: unbiased, never negative, less variance."""
+    difference = batch.extras["reference_token_logps"] - logps
+    return jnp.exp(difference) - 1 - difference
+
+
+def exact(policy: Policy, hidden: Array, logps: Float[Array, "B N"], batch: Batch) -> Float[Array, "B N"]:
+    """KL(pi(. | y_<t, x) || E(. | y_<t, x)) over the whole vocabulary; the head is frozen and shared with the habit."""
+    picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
+    return divergence(picked, batch.extras["reference_hidden"], policy.head, policy.head)
+
+
+KL = {"k1": k1, "k3": k3, "exact": exact}
+
+
+def divergence(
+    p: Float[Array, "B N D"], q: Float[Array, "B N D"], head_p: Float[Array, "V D"], head_q: Float[Array, "V D"]
+) -> Float[Array, "B N"]:
+    """KL(softmax(p head_p^T) || softmax(q head_q^T)) per position, nats; `[B, N, V]` never exists."""
+    B, N, D = p.shape
+    flat = jnp.stack([p, q]).reshape(2, B * N, D)
+    size = min(CHUNK, B * N)
+    chunks = jnp.pad(flat, ((0, 0), (0, -(B * N) % size), (0, 0))).reshape(2, -1, size, D).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(pair: Float[Array, "two C D"]) -> Float[Array, "C"]:
+        log_p, log_q = (
+            jax.nn.log_softmax(jnp.einsum("cd,vd->cv", x, w.astype(x.dtype), preferred_element_type=jnp.float32))
+            for x, w in zip(pair, (head_p, head_q), strict=True)
+        )
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+    return jax.lax.map(one, chunks).reshape(-1)[: B * N].reshape(B, N)
+
+
+def per_token(values: Float[Array, "B R"], batch: Batch) -> Float[Array, "B N"]:
+    """Each response's value at its tokens; 0 at padding."""
+    return jnp.where(batch.weights > 0, jnp.take_along_axis(values, batch.response, axis=1), 0.0)
