@@ -61,6 +61,25 @@ def steering_vector(config: DecoderConfig, *, layers: Sequence[int] | None = Non
     return {"vector": {"u": jnp.zeros((config.layers, config.width)), "scale": _layer_mask(config, layers)}}
 
 
+def check(adapter: Adapter, config: DecoderConfig, where: str = "adapter") -> Adapter:
+    """The adapter, if it is one of this model.
+
+    Raises:
+      BadInput: it holds something else, or arrays of other shapes.
+    """
+    L = config.layers
+    for name, target in adapter.items():
+        if name != "vector" and name not in TARGETS or not isinstance(target, dict):
+            raise BadInput(f"{where}: holds {name!r}, which is no part of an adapter; name a file that an arm trained")
+        found = {leaf: x.shape for leaf, x in target.items()}
+        wide, out = (0, 0) if name == "vector" else config.target_shape(name)
+        rank = found.get("a", (0,))[-1]
+        wanted = {"a": (L, wide, rank), "b": (L, rank, out)} if name != "vector" else {"u": (L, config.width)}
+        if found != {**wanted, "scale": (L,)}:
+            raise BadInput(f"{where}: {name} does not fit this model; train the adapter on this model")
+    return adapter
+
+
 def _square_norm(target: dict[str, Array]) -> Float[Array, "L"]:
     """||scale A B||_F^2 per layer as trace((A^T A)(B B^T)), or ||scale u||^2."""
     if "u" in target:

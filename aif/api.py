@@ -71,6 +71,7 @@ def _fit(config: Config, objective: Objective | None, arm: str, folder: Path | N
     experiment = Experiment(config)
     seed = config.seed
     _ = experiment.corpus, experiment.lm  # read and check before any training
+    _ = objective or experiment.objective(config.arms[arm])
     if folder is not None:
         write_record(experiment, folder, "aif run")
     place = lambda name: None if folder is None else folder / "stages" / f"seed-{seed}" / name  # noqa: E731
@@ -89,6 +90,22 @@ def _fit(config: Config, objective: Objective | None, arm: str, folder: Path | N
         "log": lines,
     }
     return Solution(arm, trainable, provenance)
+
+
+def load_adapter(path: str | Path, lm: LM) -> Adapter:
+    """The adapter that a stage left in `trained.safetensors`.
+
+    Raises:
+      BadInput: unreadable, not an adapter, or trained on other weights than this model's.
+    """
+    from aif.adapter import check as check_adapter
+    from aif.checkpoint import load_arrays
+
+    tree, about = load_arrays(Path(path))
+    made_on = about.get("meant", {}).get("weights")
+    if made_on not in (None, lm.fingerprint):
+        raise BadInput(f"{path}: trained on other weights ({made_on}) than this model's ({lm.fingerprint}); name its own")
+    return check_adapter(tree, lm.config, str(path))
 
 
 def generate(

@@ -183,11 +183,12 @@ def run_folder(folder: Path, *, resume: bool, overwrite: bool):
     marker = folder / "run.json"
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
+    held = [p.name for p in folder.iterdir() if p.name not in ("run.json", "lock")] if folder.exists() else []
+    if held and not (resume or overwrite):
         raise BadInput(
             f"{folder}: is not empty; pass --resume to continue it, --overwrite to start over, or another --out"
         )
-    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+    if held and not marker.exists():
         raise BadInput(f"{folder}: holds files that are not a run of ours; choose another folder with --out")
     _refuse_live_owner(folder / "lock")
     try:

@@ -95,12 +95,12 @@ def generate(
 ) -> None:
     """Answer a prompt, plain, with a trained adapter, or steered along a direction."""
     from aif.api import generate as answer
-    from aif.checkpoint import load_arrays
+    from aif.api import load_adapter
     from aif.directions.use import edits_from
     from aif.models.hub import load
 
     lm = load(model)
-    trained = load_arrays(adapter)[0] if adapter is not None else None
+    trained = load_adapter(adapter, lm) if adapter is not None else None
     edits = edits_from(lm, steer=steer, ablate=ablate)
     print(answer(lm, prompt, adapter=trained, edits=edits, new_tokens=tokens, temperature=temperature, seed=seed)[0])
 

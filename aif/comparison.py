@@ -24,6 +24,7 @@ from aif.basins.scoring import divergences
 from aif.config import Config
 from aif.directions import as_adapter, mean_difference, response_means, save_direction
 from aif.directions.activations import Activations
+from aif.errors import BadInput
 from aif.experiment import Experiment, tables_by_candidate, write_record
 from aif.log import Progress
 from aif.objectives import Objective
@@ -64,7 +65,7 @@ def compare(config: Config, folder: Path, *, progress: Progress, command: str = 
     run = Comparison(Experiment(config), folder, progress)
     e = run.experiment
     with run.phase("model and corpus"):
-        _ = e.corpus, e.scale, e.lm  # read and check before any training
+        check_plan(run)
         write_record(e, folder, command)
     trained = {seed: train_arms(run, seed) for seed in config.seeds}
     with run.phase("direction"):
@@ -92,6 +93,20 @@ def compare(config: Config, folder: Path, *, progress: Progress, command: str = 
     results.save(folder / "results.json")
     (folder / "samples.jsonl").write_text("".join(s.model_dump_json() + "\n" for s in samples))
     return results
+
+
+def check_plan(run: Comparison) -> None:
+    """Read the model and corpus, and find what would otherwise be found wrong only after training.
+
+    Raises:
+      BadInput: an objective, the held-out rows or the layer to steer is not right.
+    """
+    e, config = run.experiment, run.config
+    _ = e.corpus, e.scale, e.lm, [e.objective(spec) for spec in config.arms.values()]
+    e.data("target", config.corpus.heldout)
+    last = e.lm.config.layers - 1
+    if config.direction.layer is not None and not 0 <= config.direction.layer <= last:
+        raise BadInput(f"direction.layer: {config.direction.layer} is out of range; the model has layers 0..{last}")
 
 
 def train_arms(run: Comparison, seed: int) -> dict[str, Trained]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,7 +94,7 @@ class Experiment:
         candidates = [c for row in self.rows(*self.config.corpus.train) for c in row.candidates]
         table = np.array([[c.ratings.get(d, -1) for d in dimensions] for c in candidates])
         liked = np.array([c.stance == self.config.corpus.target for c in candidates], bool)
-        return Context(dimensions, tuple(self.scale.levels), table, table[liked])
+        return Context(dimensions, tuple(self.scale.levels), table, table[liked], scale=self.scale)
 
     def objective(self, spec: Stage) -> Objective:
         """The objective a stage names, with its options."""
@@ -102,9 +103,17 @@ class Experiment:
             module, _, attribute = name.partition(":")
             try:
                 made = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError) as error:
+            except (ImportError, AttributeError, ValueError) as error:
                 raise BadInput(f"objective.name: {name!r} cannot be imported ({error}); give module:name") from error
-            return made if isinstance(made, Objective) else made(**options)
+            if not isinstance(made, Objective):
+                try:
+                    inspect.signature(made).bind(**options)
+                except (TypeError, ValueError) as error:
+                    raise BadInput(f"objective {name}: cannot be called with these options ({error})") from error
+                made = made(**options)
+            if not isinstance(made, Objective):
+                raise BadInput(f"objective {name}: makes {type(made).__name__}; make an aif.Objective")
+            return made
         module, checked = plugin("objectives", name, options, f"objective {name}")
         return module.make(checked, self.context)
 

@@ -10,6 +10,8 @@ objective: that its sums stay exact whatever the micro-batches, that padding cou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,10 +31,11 @@ TOLERANCE = 1e-4  # of the largest number compared: float32 sums in another orde
 def check(objective: Objective, lm: LM | None = None) -> None:
     """Raise unless the objective keeps the contract of `aif.objectives`.
 
-    Checked on rows of the bundled tiny corpus: `prepare` and `loss` can be jitted; `prepare` returns finite facts per
-    response slot; the loss is a `Loss` of `Mean`s, finite, of positive weight; the adapter's gradient is finite and
-    not zero; empty rows change nothing and repeated rows count twice; the sums of two micro-batches are those of one
-    batch, and so are the gradients.
+    Checked on rows of the bundled tiny corpus, or on samples where the objective draws its own: `prepare` and `loss`
+    can be jitted; `prepare` returns finite facts per response slot, the same for the same key; the loss is a `Loss` of
+    `Mean`s, finite, of positive weight; the adapter's gradient is finite and not zero; an adapter with B = 0 is the
+    reference; empty rows change nothing, repeated rows count twice, the order of rows does not matter; the sums of two
+    micro-batches are those of one batch, and so are the gradients; prompts packed into one row are as prompts apart.
 
     Args:
       lm: a model with a tokenizer; a random one of two layers when left out.
@@ -47,11 +50,9 @@ def check(objective: Objective, lm: LM | None = None) -> None:
     from aif.policy import bind
 
     where = f"objective {objective.name!r}"
-    adapter, batch = _adapter(lm), _batch(lm, objective.responses)
-    reference, key = bind(lm), jax.random.key(0)
-    facts = _call(f"{where}: prepare", jax.jit(objective.prepare), reference, batch, key)
-    _check_facts(where, facts, batch)
-    batch = batch._replace(extras={**batch.extras, **facts})
+    adapter, batch = _adapter(lm), _batch(lm, objective)
+    reference = bind(lm)
+    batch = _with_facts(where, objective, reference, batch)
 
     def total(adapter: Adapter, reference: Policy, batch: Batch) -> tuple[Any, Any]:
         result = objective.loss(reference.replace(adapter=adapter), batch)
@@ -71,6 +72,27 @@ def check(objective: Objective, lm: LM | None = None) -> None:
     (_, twice), slope = run(_join(first, first))
     double = jax.tree.map(lambda x: 2 * x, halves[0])
     _same(f"{where}: a row given twice does not count twice", (twice, slope), double)
+    (_, swapped), slope = run(_join(second, first))
+    _same(f"{where}: the order of rows matters", (swapped, slope), (whole, gradient))
+    asleep = {name: {**target, "b": 0 * target["b"]} for name, target in adapter.items()}
+    (_, unmoved), _ = _call(f"{where}: loss", graded, asleep, reference, batch)
+    plain = _call(f"{where}: loss", jax.jit(objective.loss), reference, batch)
+    _same(f"{where}: an adapter with B = 0 is not the reference", (unmoved, {}), (plain, {}))
+    if objective.rollouts is None:
+        apart = _with_facts(where, objective, reference, _batch(lm, objective, packed=False))
+        (_, alone), slope = run(apart)
+        _same(f"{where}: prompts packed into a row differ from prompts apart", (whole, gradient), (alone, slope))
+
+
+def _with_facts(where: str, objective: Objective, reference: Policy, batch: Batch) -> Batch:
+    """The batch with what `prepare` finds, after checking it."""
+    prepare, key = jax.jit(objective.prepare), jax.random.key(0)
+    facts, again = (_call(f"{where}: prepare", prepare, reference, batch, key) for _ in range(2))
+    _check_facts(where, facts, batch, per_token=objective.rollouts is not None)
+    for name in facts:
+        if not np.array_equal(facts[name], again[name]):
+            raise AssertionError(f"{where}: prepare's {name!r} differs between two calls with one key")
+    return batch._replace(extras={**batch.extras, **facts})
 
 
 def _call(where: str, function: Any, *values: Any) -> Any:
@@ -83,10 +105,12 @@ def _call(where: str, function: Any, *values: Any) -> Any:
         raise AssertionError(f"{where} fails under jax.jit ({type(error).__name__}: {what})") from error
 
 
-def _check_facts(where: str, facts: Any, batch: Batch) -> None:
+def _check_facts(where: str, facts: Any, batch: Batch, *, per_token: bool) -> None:
     if not isinstance(facts, Mapping):
         raise AssertionError(f"{where}: prepare returns {type(facts).__name__}; return a dict of arrays [B, R, ...]")
     for name, value in facts.items():
+        if per_token and np.shape(value)[:2] == batch.targets.shape:
+            continue
         if np.shape(value)[:2] != batch.ids.shape:
             raise AssertionError(
                 f"{where}: prepare's {name!r} has shape {np.shape(value)}; facts are per response slot, "
@@ -141,17 +165,37 @@ def _adapter(lm: LM) -> Adapter:
     return {name: {**target, "b": noise(n, target["b"])} for n, (name, target) in enumerate(fresh.items())}
 
 
-def _batch(lm: LM, responses: str) -> Batch:
-    """Two packed rows with the candidates that the objective asks for, and their ratings."""
-    from aif.batches import build, once
+def _batch(lm: LM, objective: Objective, packed: bool = True) -> Batch:
+    """Four prompts in two rows (or one to a row) with the candidates that the objective asks for and their ratings; or
+    two rows of its own samples."""
+    from aif.batches import build, stream
     from aif.corpus import bundled, load_scale, read
 
     dimensions = [d.id for d in load_scale().dimensions]
-    rows = read(bundled("tiny")).rows
-    options = {"which": responses, "target": "discernment", "dimensions": dimensions}
+    rows = read(bundled("tiny")).rows[:4]
+    if objective.rollouts is not None:
+        return _sampled(lm, objective, rows)
+    options = {"which": objective.responses, "target": "discernment", "dimensions": dimensions}
     length = max(len(e["tokens"]) for e in build(rows, lm.tokenizer, length=1 << 16, **options).examples)
-    data = build(rows, lm.tokenizer, length=2 * length, **options)
-    return jax.tree.map(jnp.asarray, next(iter(once(data, rows=2))))
+    data = build(rows, lm.tokenizer, length=2 * length if packed else length, **options)
+    data = replace(data, scored=length * (1 + packed), slots=8)
+    found: list[Batch] = []
+    for batch in islice(stream(data, rows=1, seed=0), 4):
+        found += [] if any(np.isin(batch.ids[batch.ids >= 0], old.ids).any() for old in found) else [batch]
+    return jax.tree.map(lambda *x: jnp.concatenate([jnp.asarray(y) for y in x]), *found)
+
+
+def _sampled(lm: LM, objective: Objective, rows: Any) -> Batch:
+    from aif.policy import bind
+    from aif.rollouts import prompts_of, roll
+
+    assert objective.rollouts is not None
+    how = replace(objective.rollouts, new_tokens=8)
+    batch, answers = roll(bind(lm), prompts_of(rows[:2], lm.tokenizer), [0, 1], how, jax.random.key(3))
+    noted = {} if objective.annotate is None else objective.annotate(answers)
+    ids = np.maximum(np.asarray(batch.ids), 0)
+    extras = {**batch.extras, **{name: table[ids] for name, table in noted.items()}}
+    return jax.tree.map(jnp.asarray, batch._replace(extras=extras))
 
 
 def _take(batch: Batch, rows: slice) -> Batch:

@@ -418,7 +418,7 @@ def test_two_at_once(tmp_path):
 # Processes
 
 
-STEPS = 24
+STEPS = 16
 CHANGES = [f"start.steps={STEPS}", f"arms.sft.steps={STEPS}", "checkpoint.every=1", "log.tensorboard=false"]
 
 
@@ -437,7 +437,7 @@ def wait_for_lines(file: Path, lines: int, process: subprocess.Popen):
 def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path):
     """SIGKILL at a random moment of the shared stage, SIGTERM in the arm's own; a second process is kept out."""
     chance = random.SystemRandom()
-    lines, delay = chance.randrange(1, STEPS - 8), chance.uniform(0, 0.05)
+    lines, delay = chance.randrange(1, STEPS - 6), chance.uniform(0, 0.05)
     stages = tmp_path / "run" / "stages" / "seed-0"
     process = command(tmp_path / "run")
     wait_for_lines(stages / "start" / "metrics.jsonl", lines, process)

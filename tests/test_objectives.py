@@ -237,7 +237,7 @@ def context(levels_seen) -> Context:
 def test_preferences_from_a_config():
     options = efe_file.Options(preferences={"warmth": [0.0, 1.0], "default": [2.0, 2.0]})
     made = efe_file.make(options, context([[0, 1]]))
-    C = np.asarray(made.prepare.keywords["C"])
+    C = np.asarray(made.prepare.keywords["evaluate"].keywords["C"])
     np.testing.assert_allclose(C, [[-np.log1p(np.e), 1 - np.log1p(np.e)], [-np.log(2)] * 2], rtol=1e-6)
     for wrong, message in (
         ({"wamth": [0, 1]}, "no such dimension"),
@@ -245,7 +245,7 @@ def test_preferences_from_a_config():
     ):
         with pytest.raises(BadInput, match=message):
             efe_file.make(efe_file.Options(preferences=wrong), context([[0, 1]]))
-    with pytest.raises(BadInput, match="no row of this corpus has any"):
+    with pytest.raises(BadInput, match="this corpus has none"):
         efe_file.make(efe_file.Options(), context([[-1, -1]]))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jax import Array
@@ -23,12 +24,13 @@ from aif.types import Batch, Loss
 @dataclass(frozen=True)
 class Context:
     """What an objective's factory may read of the experiment: the scale, and the ratings of all training responses
-    and of the target ones, `[responses, S]` with -1 where unrated."""
+    and of the target ones, `[responses, S]` with -1 where unrated; `scale` itself, with its rubric, for judges."""
 
     dimensions: tuple[str, ...]
     levels: tuple[str, ...]
     ratings: np.ndarray
     target_ratings: np.ndarray
+    scale: Any = None
 
 
 def nothing(reference: Policy, batch: Batch, key: Array) -> dict[str, Array]:

@@ -114,8 +114,9 @@ def _loss(
     length = response_sums(jnp.ones_like(logps), batch)
     count, words = jnp.sum(filled), jnp.sum(length)
     summed = response_sums(tokens, batch)
-    total = jnp.where(by_token > 0, jnp.sum(summed) * count / words, jnp.sum(summed / jnp.maximum(length, 1)))
+    of_tokens, of_sequences = Mean(jnp.sum(summed), words), Mean(jnp.sum(summed / jnp.maximum(length, 1)), count)
+    total = jax.tree.map(lambda t, s: jnp.where(by_token > 0, t, s), of_tokens, of_sequences)
     mean = lambda x: Mean(jnp.sum(filled * jax.lax.stop_gradient(x)), count)  # noqa: E731
     terms = {"reward": mean(reward), "kl_habit": mean(response_sums(divergences, batch)), "length": mean(length)}
     terms["entropy"] = mean(-response_sums(logps, batch))
-    return Loss(Mean(total, count), terms)
+    return Loss(total, terms)
