@@ -9,6 +9,7 @@ output. `scale` is a constant of the adapter (alpha / rank, and 0 in layers it l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def steering_vector(config: DecoderConfig, *, layers: Sequence[int] | None = Non
     return {"vector": {"u": jnp.zeros((config.layers, config.width)), "scale": _layer_mask(config, layers)}}
 
 
-def check(adapter: Adapter, config: DecoderConfig, where: str = "adapter") -> Adapter:
+def check(adapter: dict[str, Any], config: DecoderConfig, where: str = "adapter") -> Adapter:
     """The adapter, if it is one of this model.
 
     Raises:

@@ -70,8 +70,7 @@ def _fit(config: Config, objective: Objective | None, arm: str, folder: Path | N
 
     experiment = Experiment(config)
     seed = config.seed
-    _ = experiment.corpus, experiment.lm  # read and check before any training
-    _ = objective or experiment.objective(config.arms[arm])
+    experiment.check(*([] if objective else [arm]))
     if folder is not None:
         write_record(experiment, folder, "aif run")
     place = lambda name: None if folder is None else folder / "stages" / f"seed-{seed}" / name  # noqa: E731
@@ -104,7 +103,7 @@ def load_adapter(path: str | Path, lm: LM) -> Adapter:
     tree, about = load_arrays(Path(path))
     made_on = about.get("meant", {}).get("weights")
     if made_on not in (None, lm.fingerprint):
-        raise BadInput(f"{path}: trained on other weights ({made_on}) than this model's ({lm.fingerprint}); name its own")
+        raise BadInput(f"{path}: trained on other weights ({made_on}) than this model's ({lm.fingerprint})")
     return check_adapter(tree, lm.config, str(path))
 
 

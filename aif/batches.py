@@ -121,7 +121,7 @@ def build(
     """
     if not rows:
         raise BadInput("corpus: no rows to train on; check corpus.path, corpus.split and corpus.domains")
-    examples, owners, preference, ratings = [], [], [], []
+    trees, owners, preference, ratings = [], [], [], []
     for number, row in enumerate(rows):
         if which != "target" and len(row.candidates) < 2:
             raise BadInput(f"{row.where}: this objective compares candidates and the row has one; add alternatives")
@@ -130,20 +130,7 @@ def build(
                 f"{row.where}: a row that trains its earlier turns cannot be compared; leave `train_turns` out"
             )
         chosen = choose(row, which, target, number)
-        e = encode(tokenizer, row, chosen, length)
-        weight = 1.0 if weights is None else weights[number]
-        examples.append(
-            {
-                "tokens": e.tokens,
-                "positions": e.positions,
-                "branches": e.branches,
-                "index": e.index,
-                "targets": e.targets,
-                "weights": np.full(len(e.targets), weight, np.float32),
-                "response": e.response,
-                "ids": np.arange(len(owners), len(owners) + len(chosen), dtype=np.int32),
-            }
-        )
+        trees.append(encode(tokenizer, row, chosen, length))
         for k in chosen:
             candidate = row.candidates[k]
             owners.append((number, k))
@@ -152,6 +139,26 @@ def build(
     tables: Tables = {"preference": np.array(preference, np.float32)}
     if dimensions:
         tables["ratings"] = np.array(ratings, np.int32)
+    return from_trees(trees, tables, owners, length=length, weights=weights)
+
+
+def from_trees(
+    trees: Sequence[Encoded],
+    tables: Tables,
+    owners: Sequence[tuple[int, int]],
+    *,
+    length: int,
+    weights: Sequence[float] | None = None,
+) -> Dataset:
+    """A data set of prompts that are token trees already, with facts per response and a weight per prompt."""
+    examples, first = [], 0
+    for number, e in enumerate(trees):
+        count = int(e.response.max()) + 1
+        weight = 1.0 if weights is None else weights[number]
+        named = {k: getattr(e, k) for k in ("tokens", "positions", "branches", "index", "targets", "response")}
+        named["weights"] = np.full(len(e.targets), weight, np.float32)
+        examples.append(named | {"ids": np.arange(first, first + count, dtype=np.int32)})
+        first += count
     return Dataset(tuple(examples), tables, tuple(owners), length, *_capacity(examples, length))
 
 

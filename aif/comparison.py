@@ -21,6 +21,7 @@ from aif import results as records
 from aif.adapter import effective_norm
 from aif.basins import Bench, Measured, Subject
 from aif.basins.scoring import divergences
+from aif.checkpoint import load_arrays, save_arrays
 from aif.config import Config
 from aif.directions import as_adapter, mean_difference, response_means, save_direction
 from aif.directions.activations import Activations
@@ -96,13 +97,13 @@ def compare(config: Config, folder: Path, *, progress: Progress, command: str = 
 
 
 def check_plan(run: Comparison) -> None:
-    """Read the model and corpus, and find what would otherwise be found wrong only after training.
+    """Find what would otherwise be found wrong only after training.
 
     Raises:
-      BadInput: an objective, the held-out rows or the layer to steer is not right.
+      BadInput: what the arms need, the held-out rows or the layer to steer is not right.
     """
     e, config = run.experiment, run.config
-    _ = e.corpus, e.scale, e.lm, [e.objective(spec) for spec in config.arms.values()]
+    e.check(*config.arms)
     e.data("target", config.corpus.heldout)
     last = e.lm.config.layers - 1
     if config.direction.layer is not None and not 0 <= config.direction.layer <= last:
@@ -124,7 +125,7 @@ def train_arms(run: Comparison, seed: int) -> dict[str, Trained]:
     tables = None
     if sum(o.responses in ("pair", "all") for o in objectives.values()) > 1:
         with run.phase("reference log-probabilities"):
-            tables = shared_reference(run, trainable, folder / "reference.npz")
+            tables = shared_reference(run, trainable, folder / "reference.safetensors")
     for arm, spec in config.arms.items():
         with run.phase(f"arm {arm}"):
             out[arm] = e.train(
@@ -145,15 +146,15 @@ def shared_reference(run: Comparison, trainable: Any, path: Path) -> dict[str, n
     e = run.experiment
     data = e.data("all", *run.config.corpus.train)
     if path.exists():
-        with np.load(path) as kept:
-            if str(kept["data"]) == data.fingerprint:
-                return {"reference_logps": kept["reference_logps"]}
+        kept, about = load_arrays(path)
+        if about["data"] == data.fingerprint:
+            return {"reference_logps": np.asarray(kept["reference_logps"])}
     objective = Objective(sft().loss, prepare=reference_logprobs)
     full = run.config.adapter.kind == "full"
     reference = e.base.replace(params=trainable) if full else e.base.replace(adapter=trainable)
     data = prepared(objective, reference, data, rows=run.config.batch.rows, key=jax.random.key(0))
     tables = tables_by_candidate(data, ["reference_logps"])
-    np.savez(path, data=np.array(data.fingerprint), reference_logps=tables["reference_logps"])
+    save_arrays(path, tables, {"data": data.fingerprint})
     return tables
 
 

@@ -68,7 +68,17 @@ class Experiment:
         return found
 
     def data(self, which: str, *splits: str, length: int | None = None) -> Dataset:
-        """Encoded rows of these splits with the candidates `which` names."""
+        """Encoded rows of these splits with the candidates `which` names; encoded once."""
+        key = (which, splits, length)
+        if key not in self._encoded:
+            self._encoded[key] = self._encode(which, splits, length)
+        return self._encoded[key]
+
+    @cached_property
+    def _encoded(self) -> dict[tuple, Dataset]:
+        return {}
+
+    def _encode(self, which: str, splits: tuple[str, ...], length: int | None) -> Dataset:
         rows = self.rows(*splits)
         if not rows:
             raise BadInput(
@@ -116,6 +126,18 @@ class Experiment:
             return made
         module, checked = plugin("objectives", name, options, f"objective {name}")
         return module.make(checked, self.context)
+
+    def check(self, *arms: str) -> None:
+        """Read model and corpus, and try what the shared stage and these arms need, before any training.
+
+        Raises:
+          BadInput: an objective, the rows it trains on or the adapter is not right.
+        """
+        _ = self.scale, self.corpus, self.lm, self.fresh(0)
+        for spec in (self.config.start, *(self.config.arms[arm] for arm in arms)):
+            objective = self.objective(spec) if spec is not None else None
+            if objective is not None and objective.rollouts is None:
+                self.data(objective.responses, *self.config.corpus.train)
 
     def examples(self, objective: Objective, tables: dict[str, np.ndarray] | None) -> Dataset | Prompts:
         """What an objective trains on: the prompts it samples answers to, or encoded candidates with `tables` of

@@ -12,6 +12,7 @@ state-spaces: a synthesis); Parr, Pezzulo & Friston 2022, chapters 2 and 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,9 +71,9 @@ def dirichlet_information_gain(pA: Arrays, qs: Arrays, qo: Arrays, dependencies:
 
         W = ln a_0 - ln a + psi(a + 1) - psi(a_0 + 1)
 
-    with a the Dirichlet counts of P(o_m | s) and a_0 their sum over outcomes; 0 where a = 0. For a known state it is
-    the mutual information of outcome and parameters (Da Costa et al. 2020, eq. D.15, with the sign of a gain); for large
-    counts it tends to (1/a - 1/a_0) / 2, the older approximation.
+    with a the Dirichlet counts of P(o_m | s) and a_0 their sum over outcomes; 0 where a = 0. Given the state it is
+    the mutual information of outcome and parameters (Da Costa et al. 2020, eq. D.15, with the sign of a gain); for
+    large counts it tends to (1/a - 1/a_0) / 2, the older approximation.
     """
     total = jnp.zeros(())
     for counts, q, factors in zip(pA, qo, dependencies, strict=True):
@@ -146,7 +147,9 @@ def expected_free_energy_terms(
     }
 
 
-def check_model(A: Arrays, C: Arrays, qs: Arrays, dependencies: Dependencies, *, where: str = "model") -> None:
+def check_model(
+    A: Sequence[Any], C: Sequence[Any], qs: Sequence[Any], dependencies: Dependencies, *, where: str = "model"
+) -> None:
     """Refuse a model that is none, before anything is computed from it.
 
     Raises:

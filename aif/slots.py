@@ -23,6 +23,27 @@ def owners(batch: Batch) -> Int[Array, "B T"]:
     return jnp.where(in_tree, base + batch.branches - 1, jnp.where(in_path, base, R))
 
 
+def response_tokens(batch: Batch, n: int) -> Int[Array, "B R n"]:
+    """The first n scored tokens of each response; -1 where it has fewer."""
+    B, R = batch.ids.shape
+    filled = jnp.asarray(batch.weights) > 0
+    mine = filled[:, :, None] & (jnp.asarray(batch.response)[:, :, None] == jnp.arange(R))  # [B, N, R]
+    place = jnp.cumsum(mine, axis=1) - 1
+    at = mine[..., None] & (place[..., None] == jnp.arange(n))  # [B, N, R, n]
+    found = jnp.einsum("bnri,bn->bri", at.astype(jnp.int32), jnp.asarray(batch.targets))
+    return jnp.where(at.any(axis=1), found, -1)
+
+
+def asked_last(batch: Batch) -> Int[Array, "B R"]:
+    """The prompt token that each response follows; -1 in empty slots."""
+    B, R = batch.ids.shape
+    filled = jnp.asarray(batch.weights) > 0
+    mine = filled[:, :, None] & (jnp.asarray(batch.response)[:, :, None] == jnp.arange(R))
+    first = jnp.argmax(mine, axis=1)  # [B, R]
+    at = jnp.take_along_axis(jnp.asarray(batch.index), first, axis=1)
+    return jnp.where(mine.any(axis=1), jnp.take_along_axis(jnp.asarray(batch.tokens), at, axis=1), -1)
+
+
 def response_means(batch: Batch) -> Tap:
     """A tap: residual `[B, T, D]` -> its mean over the tokens of each response, `[B, R, D]` float32."""
     member = jax.nn.one_hot(owners(batch), batch.ids.shape[1])  # nothing for prompts and padding

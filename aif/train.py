@@ -168,7 +168,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage ended with: trainable values, its log lines, tokens seen and wall seconds of training."""
+    """What a stage ended with: trainable values, its log lines, tokens seen and wall seconds of its steps."""
 
     trainable: Any
     lines: list[dict[str, float]]
@@ -239,17 +239,17 @@ def stage(
         metrics = Metrics(folder, tensorboard=settings.tensorboard, resumed_at=int(state.step))
     try:
         run = _Loop(base, objective, data, reference, settings, checkpoints, metrics, progress, name, meant)
-        state, seconds = run(state, position)
+        state = run(state, position)
     finally:
         if checkpoints is not None:
             checkpoints.close()
         if metrics is not None:
             metrics.close()
     lines = run.lines if folder is None else read_metrics(folder / "metrics.jsonl")
-    trained = Trained(state.trainable, lines, int(sum(line["tokens"] for line in lines)), seconds)
+    trained = _trained(state.trainable, lines)
     if folder is not None:
         save_arrays(folder / "trained.safetensors", state.trainable, {"name": name, "meant": meant})
-        (folder / "done.json").write_text(json.dumps({"seconds": seconds}))
+        (folder / "done.json").write_text(json.dumps({"seconds": trained.seconds}))
     if run.stopped:
         raise Stopped(run.stopped, folder)
     return trained
@@ -270,13 +270,12 @@ class _Loop:
     name: str
     meant: dict[str, Any]
 
-    def __call__(self, state: State, position: dict | None) -> tuple[State, float]:
+    def __call__(self, state: State, position: dict | None) -> State:
         s = self.settings
         source = self._source(position)
         self.lines: list[dict[str, float]] = []
         self.skipped = 0
         self.stopped = 0
-        began = time.monotonic()
         first = int(state.step)
         self.progress.start(self.name, s.steps, first)
         with StopRequests() as stop:
@@ -300,7 +299,7 @@ class _Loop:
                         self.checkpoints.manager.wait_until_finished()
                     raise Stopped(stop.status, self.metrics.path.parent if self.metrics else None)
             self.stopped = stop.status  # in the last step: the stage ends as it would, then the run stops
-        return state, time.monotonic() - began
+        return state
 
     def _source(self, position: dict | None) -> Offline | Online:
         s = self.settings
@@ -350,5 +349,8 @@ def _finished(folder: Path, meant: dict[str, Any]) -> Trained:
     """The result of a stage that ended earlier."""
     trainable, metadata = load_arrays(folder / "trained.safetensors")
     _same(metadata["meant"], meant, folder)
-    lines = read_metrics(folder / "metrics.jsonl")
+    return _trained(trainable, read_metrics(folder / "metrics.jsonl"))
+
+
+def _trained(trainable: Any, lines: list[dict[str, float]]) -> Trained:
     return Trained(trainable, lines, int(sum(x["tokens"] for x in lines)), float(sum(x["seconds"] for x in lines)))

@@ -132,7 +132,7 @@ LENGTH = 512
 
 
 def ours_objectives() -> dict:
-    """Interleaved steps: dpo and efe against sft on the same tokens, K = 4 in one tree against four rows, zero edits."""
+    """Interleaved steps: dpo and efe against sft on the same tokens, K = 4 in a tree or in four rows, zero edits."""
     import jax
     import jax.numpy as jnp
 

@@ -366,6 +366,11 @@ def test_a_folder_in_use_is_refused_and_left_alone(run):
     assert [p.name for p in run.iterdir()] == ["run.json"]
 
 
+def test_a_try_that_left_nothing_stands_in_nobodys_way(tmp_path):
+    held(tmp_path / "run")
+    held(tmp_path / "run")
+
+
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
 def test_a_folder_of_somebody_else_is_never_deleted(option, tmp_path):
     (tmp_path / "thesis.tex").write_text("years")

@@ -16,6 +16,7 @@ from aif.plugins import available, nearest, plugin
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.y*ml"))
+OURS = [f for f in FILES if f.read_text().startswith("# aif ")]  # the others are read by a benchmark of their own
 ARM = "arms:\n  only: {objective: {name: sft}, steps: 4}\n"
 TREE = yaml.safe_load(ARM)
 
@@ -30,17 +31,22 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_every_config_of_the_repository_loads(file):
-    """Opens with its command, hardware and time; says itself again when it is written out."""
-    config = load(file)
-    comment = file.read_text().split("\n\n")[0]
-    assert comment.startswith("# aif ") and f"configs/{file.relative_to(ROOT / 'configs')}" in comment
+def test_every_config_says_its_command_hardware_and_time(file):
+    comment = "".join(line for line in file.read_text().splitlines(True) if line.startswith("#"))
+    first = comment.splitlines()[0].split()
+    assert first[1] == "aif" or first[1] == "python" and (ROOT / first[2]).is_file()
+    assert str(file.relative_to(ROOT)) in first
     assert re.search(r"cores?|GPU|TPU|H100", comment) and re.search(r"minute|hour|second", comment)
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda f: f.stem)
+def test_every_config_loads_and_says_itself_again(file):
+    config = load(file)
     assert check(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
 def test_there_are_configs():
-    assert {"tiny", "quickstart"} <= {f.stem for f in FILES}
+    assert {"tiny", "quickstart"} <= {f.stem for f in OURS}
 
 
 def test_defaults_are_filled_in(tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif import free_energy as fe
+from aif.errors import BadInput
 
 DEPENDENCIES = [[0], [0, 1], [1, 2]]
 STATES, OUTCOMES, ACTIONS = [2, 3, 4], [3, 2, 4], [2, 1, 3]
@@ -232,3 +234,35 @@ def test_jit_and_vmap():
     evaluate = lambda q: fe.expected_free_energy(A[:1], C[:1], [q], [[0]])[0]  # noqa: E731
     got = jax.jit(jax.vmap(evaluate))(many)
     np.testing.assert_allclose(got, [evaluate(many[0]), evaluate(many[1])], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"A": [np.array([[0.6, 0.3], [0.3, 0.7]])]}, r"A\[0\] column \(0,\) sums to 0.9"),
+        ({"A": [np.ones((2, 3)) / 2]}, r"A\[0\] has states \(3,\), its factors \[0\] have \(2,\)"),
+        ({"C": [np.zeros(3)]}, r"C\[0\] has shape \(3,\) for 2 outcomes"),
+        ({"C": [np.array([0.0, np.nan])]}, "cannot be normalised"),
+        ({"C": [np.array([-np.inf, -np.inf])]}, "cannot be normalised"),
+        ({"C": []}, "1 likelihoods, 0 preferences"),
+        ({"qs": [np.array([0.5, 0.6])]}, r"qs\[0\] is no distribution \(it sums to 1.1\)"),
+    ],
+)
+def test_what_is_no_model_is_refused(change, message):
+    right = {"A": [np.eye(2)], "C": [np.zeros(2)], "qs": [np.array([0.5, 0.5])]}
+    fe.check_model(**right, dependencies=[[0]])
+    with pytest.raises(BadInput, match=message):
+        fe.check_model(**{**right, **change}, dependencies=[[0]])
+
+
+def test_gradients_agree_with_finite_differences():
+    A, C, qs, B = arrays(model(11))
+
+    def G(x):
+        moved = [jax.nn.softmax(jnp.log(q + 1e-3) + d) for q, d in zip(qs, x, strict=True)]
+        options = {"B": B, "policy": [[0, 0, 1], [1, 0, 2]], "pA": [5 * a + 0.1 for a in A], "parameter_weight": 0.5}
+        return fe.expected_free_energy(A, C, moved, DEPENDENCIES, **options)[0]
+
+    jax.test_util.check_grads(
+        G, ([0.1 * jnp.arange(len(q), dtype=jnp.float32) for q in qs],), order=1, modes=["rev"], atol=2e-2, rtol=2e-2
+    )

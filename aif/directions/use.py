@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def parse(spec: str) -> tuple[Path, float, int | None]:
     file, _, rest = spec.rpartition(":")
     dose, at, layer = rest.partition("@")
     try:
-        if not file:
+        if not file or not math.isfinite(float(dose)):
             raise ValueError
         return Path(file), float(dose), int(layer) if at else None
     except ValueError as error:

@@ -11,7 +11,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,10 @@ class Endpoint:
             futures = {pool.submit(self._judge, prompt): prompt for prompt in prompts}
             try:
                 for future in as_completed(futures):
-                    entry, cause = future.result()
+                    try:
+                        entry, cause = future.result()
+                    except CancelledError:  # another question met the error that is to be shown
+                        continue
                     found[futures[future]] = entry
                     causes.update([cause] if entry is None else [])
                     row = row + 1 if entry is None else 0
@@ -111,6 +114,14 @@ class Endpoint:
         return found
 
     def _judge(self, prompt: str) -> tuple[Entry | None, str]:
+        """`_tries`; an error stops the other questions before their next call."""
+        try:
+            return self._tries(prompt)
+        except BaseException:
+            self.stopped.set()
+            raise
+
+    def _tries(self, prompt: str) -> tuple[Entry | None, str]:
         """(entry, "") of one prompt, or (None, why there is none) after the last try."""
         failures, logprobs = 0, self.logprobs
         while True:
@@ -126,7 +137,8 @@ class Endpoint:
                 if failures > self.retries or not again.repeat:
                     return None, again.cause
                 wait = 0.5 * 2 ** (failures - 1) * random.uniform(0.5, 1.5)
-                (self.sleep or self.stopped.wait)(min(max(wait, again.wait), LONGEST_WAIT))
+                sleep = self.stopped.wait if self.sleep is None else self.sleep
+                sleep(min(max(wait, again.wait), LONGEST_WAIT))
             else:
                 self.logprobs = self.logprobs and logprobs
                 self.kept.put(self._key(prompt), {"endpoint": self.base, "served": self.served, **entry})
@@ -136,7 +148,7 @@ class Endpoint:
         """One call, paid for from the budget, and the judgement in its reply."""
         with self.lock:
             if self.stopped.is_set():
-                raise BadInput("judge: stopped")  # by another thread's error, which is the one that is shown
+                raise CancelledError
             if self.calls >= self.budget:
                 raise BadInput(
                     f"judge.budget: all {self.budget} calls are spent before every question is answered; raise "

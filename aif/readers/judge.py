@@ -45,17 +45,21 @@ log = logging.getLogger(__name__)
 
 
 class Options(BaseModel, extra="forbid", allow_inf_nan=False):
-    model: str = Field("", description=f"local judge: what `aif.load` takes; {DEFAULT} where no endpoint is given")
-    endpoint: str = Field("", description="OpenAI-compatible address instead, such as http://localhost:8000/v1")
-    served: str = Field("", description="name of the model there")
-    key_variable: str = Field("OPENAI_API_KEY", min_length=1, description="environment variable that holds the key")
-    timeout: float = Field(60.0, gt=0, description="seconds a call may take")
-    retries: int = Field(4, ge=0, description="tries after the first, with waits that double")
-    budget: int = Field(10_000, ge=0, description="calls to the endpoint in all, tries included")
-    concurrency: int = Field(4, ge=1, le=64, description="calls at a time")
-    cache: str = Field("", description="folder of judgements; by default kept for an endpoint, not for a local model")
-    agreement: float = Field(0.8, gt=0, le=1, description="chance that the judge names the true level")
-    strength: float = Field(16.0, gt=0, description="Dirichlet counts per state behind the reliability matrix")
+    model: str = Field(
+        default="", description=f"local judge: what `aif.load` takes; {DEFAULT} where no endpoint is given"
+    )
+    endpoint: str = Field(default="", description="OpenAI-compatible address instead, such as http://localhost:8000/v1")
+    served: str = Field(default="", description="name of the model there")
+    key_variable: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
+    timeout: float = Field(default=60.0, gt=0, description="seconds a call may take")
+    retries: int = Field(default=4, ge=0, description="tries after the first, with waits that double")
+    budget: int = Field(default=10_000, ge=0, description="calls to the endpoint in all, tries included")
+    concurrency: int = Field(default=4, ge=1, le=64, description="calls at a time")
+    cache: str = Field(
+        default="", description="folder of judgements; by default kept for an endpoint, not for a local model"
+    )
+    agreement: float = Field(default=0.8, gt=0, le=1, description="chance that the judge names the true level")
+    strength: float = Field(default=16.0, gt=0, description="Dirichlet counts per state behind the reliability matrix")
 
     @field_validator("endpoint")
     @classmethod
@@ -65,6 +69,13 @@ class Options(BaseModel, extra="forbid", allow_inf_nan=False):
         if value and not (plain and parts.scheme in ("http", "https") and parts.hostname):
             raise ValueError("give http://host:port/v1, with no key, user or query in it")
         return value.rstrip("/")
+
+    @field_validator("key_variable")
+    @classmethod
+    def _name_of_a_variable(cls, value: str) -> str:
+        if not (value.isidentifier() and value.isascii()):
+            raise ValueError("name an environment variable here, and put the key into it")
+        return value
 
     @model_validator(mode="after")
     def _one_judge(self) -> Options:
