@@ -110,7 +110,8 @@ class Checkpoints:
                 continue
             for damaged in steps[:number]:
                 self.manager.delete(damaged)
-            return _with_key(state), record
+            fresh = jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)  # bound to no device, as at the start
+            return _with_key(fresh), record
         if steps:
             raise BadInput(f"{self.manager.directory}: every checkpoint is damaged; start over with --overwrite")
         return None
