@@ -96,11 +96,13 @@ class Checkpoints:
         abstract = jax.tree.map(self.ocp.utils.to_shape_dtype_struct, plain)
         for number, step in enumerate(steps):
             try:
-                record: Any = self.manager.restore(step, args=args.Composite(record=args.JsonRestore())).record
+                read: Any = self.manager.restore(step, args=args.Composite(record=args.JsonRestore()))
+                record = read.record
                 if record.pop("digest") != _digest(record):
                     raise ValueError("its record does not match its digest")
                 agree(record)
-                state: Any = self.manager.restore(step, args=args.Composite(state=args.StandardRestore(abstract))).state
+                read = self.manager.restore(step, args=args.Composite(state=args.StandardRestore(abstract)))
+                state = read.state
                 if fingerprint(state) != record["fingerprint"]:
                     raise ValueError("the stored values do not match their fingerprint")
             except BadInput:

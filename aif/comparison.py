@@ -121,7 +121,8 @@ def train_arms(run: Comparison, seed: int) -> dict[str, Trained]:
                 config.start, trainable, seed=seed, name="start", folder=folder / "start", progress=run.progress
             )
         trainable = out["start"].trainable
-    objectives = {arm: e.objective(spec) for arm, spec in config.arms.items()}
+    reference = e.reference(trainable)
+    objectives = {arm: e.objective(spec, reference) for arm, spec in config.arms.items()}
     tables = None
     if sum(o.responses in ("pair", "all") for o in objectives.values()) > 1:
         with run.phase("reference log-probabilities"):
@@ -150,9 +151,7 @@ def shared_reference(run: Comparison, trainable: Any, path: Path) -> dict[str, n
         if about["data"] == data.fingerprint:
             return {"reference_logps": np.asarray(kept["reference_logps"])}
     objective = Objective(sft().loss, prepare=reference_logprobs)
-    full = run.config.adapter.kind == "full"
-    reference = e.base.replace(params=trainable) if full else e.base.replace(adapter=trainable)
-    data = prepared(objective, reference, data, rows=run.config.batch.rows, key=jax.random.key(0))
+    data = prepared(objective, e.reference(trainable), data, rows=run.config.batch.rows, key=jax.random.key(0))
     tables = tables_by_candidate(data, ["reference_logps"])
     save_arrays(path, tables, {"data": data.fingerprint})
     return tables

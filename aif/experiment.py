@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from aif import adapter as adapters
 from aif.batches import Dataset, build, evenly
 from aif.config import Config, OptimizerSection, Stage
 from aif.corpus import Conversation, bundled, load_scale, read
+from aif.directions.activations import response_means
+from aif.directions.probes import Rated
 from aif.errors import BadInput
 from aif.log import Progress
 from aif.models.hub import load
@@ -35,6 +37,7 @@ class Experiment:
     """A config with what it names loaded. Everything is derived lazily, so checks come before device work."""
 
     config: Config
+    _rated: dict[int, tuple[Any, Rated]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def scale(self) -> Any:
@@ -106,8 +109,19 @@ class Experiment:
         liked = np.array([c.stance == self.config.corpus.target for c in candidates], bool)
         return Context(dimensions, tuple(self.scale.levels), table, table[liked], scale=self.scale)
 
-    def objective(self, spec: Stage) -> Objective:
-        """The objective a stage names, with its options."""
+    def rated(self, reference: Policy) -> Rated:
+        """Mean residuals of all training candidates under a reference, with their ratings; found once per reference."""
+        values = reference.params if reference.adapter is None else reference.adapter
+        kept = self._rated.get(id(values))
+        if kept is None or kept[0] is not values:
+            data = self.data("all", *self.config.corpus.train)
+            means = response_means(reference, data, rows=self.config.batch.rows).means
+            found = Rated(means, data.tables["ratings"], np.array(data.owners)[:, 0])
+            kept = self._rated[id(values)] = (values, found)
+        return kept[1]
+
+    def objective(self, spec: Stage, reference: Policy | None = None) -> Objective:
+        """The objective a stage names, with its options; `reference` is what its reader may look into."""
         name, options = spec.objective.name, spec.objective.options
         if ":" in name:
             module, _, attribute = name.partition(":")
@@ -125,7 +139,8 @@ class Experiment:
                 raise BadInput(f"objective {name}: makes {type(made).__name__}; make an aif.Objective")
             return made
         module, checked = plugin("objectives", name, options, f"objective {name}")
-        return module.make(checked, self.context)
+        rated = None if reference is None else lambda: self.rated(reference)
+        return module.make(checked, replace(self.context, rated=rated))
 
     def check(self, *arms: str) -> None:
         """Read model and corpus, and try what the shared stage and these arms need, before any training.
@@ -164,6 +179,11 @@ class Experiment:
         key = jax.random.fold_in(jax.random.key(seed), 1)
         return adapters.lora(self.lm.config, rank=a.rank, alpha=a.alpha, targets=a.targets, layers=a.layers, key=key)
 
+    def reference(self, trainable: Any) -> Policy:
+        """The policy that carries these values: the habit of a stage that starts from them."""
+        full = self.config.adapter.kind == "full"
+        return self.base.replace(params=trainable) if full else self.base.replace(adapter=trainable)
+
     def settings(self, spec: Stage, seed: int) -> Settings:
         """How a stage is trained."""
         c = self.config
@@ -194,9 +214,8 @@ class Experiment:
         tables: dict[str, np.ndarray] | None = None,
     ) -> Trained:
         """One stage from `trainable`; its reference model is the policy it starts from."""
-        objective = objective or self.objective(spec)
-        full = self.config.adapter.kind == "full"
-        reference = self.base.replace(params=trainable) if full else self.base.replace(adapter=trainable)
+        reference = self.reference(trainable)
+        objective = objective or self.objective(spec, reference)
         settings = self.settings(spec, seed)
         data = self.examples(objective, tables)
         if isinstance(data, Dataset) and (folder is None or not (folder / "done.json").exists()):

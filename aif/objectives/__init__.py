@@ -24,13 +24,15 @@ from aif.types import Batch, Loss
 @dataclass(frozen=True)
 class Context:
     """What an objective's factory may read of the experiment: the scale, and the ratings of all training responses
-    and of the target ones, `[responses, S]` with -1 where unrated; `scale` itself, with its rubric, for judges."""
+    and of the target ones, `[responses, S]` with -1 where unrated; `scale` itself, with its rubric, for judges;
+    and `rated()`, the reference's mean residuals of all training responses (`aif.directions.probes.Rated`)."""
 
     dimensions: tuple[str, ...]
     levels: tuple[str, ...]
     ratings: np.ndarray
     target_ratings: np.ndarray
     scale: Any = None
+    rated: Callable[[], Any] | None = None
 
 
 def nothing(reference: Policy, batch: Batch, key: Array) -> dict[str, Array]:
