@@ -432,8 +432,15 @@ def command(folder: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def text_of(file: Path) -> str:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
+
+
 def wait_for_lines(file: Path, lines: int, process: subprocess.Popen):
-    while not file.exists() or file.read_text().count("\n") < lines:
+    while text_of(file).count("\n") < lines:
         if process.poll() is not None:
             raise AssertionError(process.communicate()[1])
         time.sleep(0.005)
@@ -451,10 +458,11 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert (tmp_path / "run" / "lock").exists() and not (stages / "start" / "done.json").exists()
+    lock = tmp_path / "run" / "lock"
+    assert lock.exists() and not (stages / "start" / "done.json").exists()
 
     process = command(tmp_path / "run", "--resume")
-    while f'"pid": {process.pid},' not in (tmp_path / "run" / "lock").read_text():
+    while f'"pid": {process.pid},' not in text_of(lock):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
     for option in ("resume", "overwrite"):
@@ -465,7 +473,7 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path):
     said = process.communicate()[1]
     assert process.returncode == 143, said
     assert "stopped; continue with --resume in" in said and "Traceback" not in said
-    assert not (tmp_path / "run" / "lock").exists()
+    assert not lock.exists()
 
     resumed = aif.fit(config, out=tmp_path / "run", resume=True)
     whole = aif.fit(config, out=tmp_path / "whole")
