@@ -75,9 +75,8 @@ def main() -> None:
     for name in TERMS:
         change = after[name] - before[name]
         low, high = np.percentile(draws @ change, [2.5, 97.5])
-        print(
-            f"| {name} | {before[name].mean():.3f} | {after[name].mean():.3f} | {change.mean():+.3f} [{low:+.3f}, {high:+.3f}] |"
-        )
+        interval = f"{change.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+        print(f"| {name} | {before[name].mean():.3f} | {after[name].mean():.3f} | {interval} |")
     lines = [{k: line[k] for k in ("step", *TERMS, "entropy", "length", "seconds")} for line in trained.lines]
     (args.out / f"{args.arm}.json").write_text(json.dumps(lines, indent=1))
 

@@ -92,11 +92,11 @@ def test_owners_in_trees_of_four_answers(rows, lm):
     found = {}
     for batch in once(data, rows=1):
         batch = jax.tree.map(jnp.asarray, batch)
-        whose = np.asarray(owners(batch))[0]
-        assert not (whose[np.asarray(batch.branches[0]) == 0] < batch.ids.shape[1]).any()
-        for slot in np.flatnonzero(np.asarray(batch.ids[0]) >= 0):
-            text = lm.tokenizer.decode(np.asarray(batch.tokens[0])[whose == slot].tolist())
-            found[int(batch.ids[0, slot])] = text
+        every = np.asarray(owners(batch))
+        assert not (every[np.asarray(batch.branches) == 0] < batch.ids.shape[1]).any()
+        for row, slot in np.argwhere(np.asarray(batch.ids) >= 0):
+            text = lm.tokenizer.decode(np.asarray(batch.tokens[row])[every[row] == slot].tolist())
+            found[int(batch.ids[row, slot])] = text
     for response, (number, candidate) in enumerate(data.owners):
         assert found[response] == rows[number].candidates[candidate].content + END
 

@@ -29,8 +29,8 @@ def section(title: str) -> str:
 
 
 def commands(text: str) -> list[str]:
-    """Every `aif ...` line."""
-    return [line.strip() for line in text.splitlines() if line.strip().startswith("aif ")]
+    """Every `aif ...` line, without what it says of itself in brackets."""
+    return [line.strip().partition("  (")[0] for line in text.splitlines() if line.strip().startswith("aif ")]
 
 
 # Code
