@@ -184,6 +184,8 @@ def run_folder(folder: Path, *, resume: bool, overwrite: bool):
       BadInput: not empty, not ours to overwrite, unwritable, or in use by a live process.
     """
     marker = folder / "run.json"
+    if resume and overwrite:
+        raise BadInput("--resume and --overwrite: one continues the run, the other deletes it; give one of them")
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder")
     held = [p.name for p in folder.iterdir() if p.name not in ("run.json", "lock")] if folder.exists() else []

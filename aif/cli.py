@@ -175,6 +175,7 @@ def config_schema() -> None:
 
 def main() -> None:
     """Run a verb; a mistake in the input ends with one line and exit status 2, never a traceback."""
+    sys.path.insert(0, str(Path.cwd()))  # where a config's `module:attribute` may lie
     try:
         app()
     except BadInput as error:

@@ -50,7 +50,7 @@ def policy_divergence(G: Float[Array, "B R"], ratios: Float[Array, "B R"], batch
     return jnp.sum(target * jnp.where(target > 0, log_target - log_model, 0.0))
 
 
-class Online(BaseModel, extra="forbid", allow_inf_nan=False):
+class Online(BaseModel, extra="forbid", allow_inf_nan=False, strict=True):
     """How the policy's own samples are drawn and used."""
 
     samples: int = Field(default=4, ge=2, description="responses a prompt; the baseline leaves one out")
