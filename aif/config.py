@@ -60,6 +60,7 @@ class CorpusSection(Section):
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's name")
     on_bad_row: Literal["error", "skip"] = "error"
     limit: PositiveInt | None = Field(default=None, description="train on N prompts, spread evenly over the file")
+    heldout_limit: PositiveInt | None = Field(default=None, description="measure on N prompts of each held-out split")
 
 
 class BatchSection(Section):

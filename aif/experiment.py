@@ -61,14 +61,15 @@ class Experiment:
         return bind(self.lm, remat=m.remat, compute_dtype=jnp.dtype(m.compute_dtype))
 
     def rows(self, *splits: str) -> list[Conversation]:
-        """Rows of the corpus in these splits, scaffolding left out; training rows obey `domains` and `limit`."""
+        """Rows of the corpus in these splits, scaffolding left out; training rows obey `domains` and `limit`,
+        all others `heldout_limit`."""
         c = self.config.corpus
         found = [r for r in self.corpus.rows if r.split in splits and r.kind != "scaffolding"]
-        if splits == tuple(c.train):
+        training = splits == tuple(c.train)
+        if training:
             found = [r for r in found if not c.domains or r.domain in c.domains]
-            if c.limit and c.limit < len(found):
-                found = [found[k] for k in evenly(len(found), c.limit)]
-        return found
+        limit = c.limit if training else c.heldout_limit
+        return found if not limit or limit >= len(found) else [found[k] for k in evenly(len(found), limit)]
 
     def data(self, which: str, *splits: str, length: int | None = None) -> Dataset:
         """Encoded rows of these splits with the candidates `which` names; encoded once."""

@@ -8,8 +8,8 @@ nearly certain to even. Three answers make sense: ask which is meant, or help wi
 pleases by itself (its utility is a little below nothing), but its reply tells what is meant.
 
 A small decoder that reads and writes bytes first imitates the three answers in equal shares, then samples answers of
-its own under three objectives: the full expected free energy, its utility alone, and GRPO on the same utility. The rate of
-asking on prompts that were never trained on is set against the ambiguity of the prompt, beside the policy posterior.
+its own under three objectives: the full expected free energy, its utility alone, and GRPO on the same utility. The rate
+of asking on prompts that were never trained on is set against the prompt's ambiguity, beside the policy posterior.
 """
 
 from __future__ import annotations
