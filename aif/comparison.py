@@ -47,6 +47,7 @@ class Comparison:
     folder: Path
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> Config:
@@ -192,6 +193,7 @@ def make_bench(run: Comparison, subjects: list[Subject]) -> Bench:
         rows=run.config.batch.rows,
         key=jax.random.key(run.config.seed),
         say=run.progress.say,
+        note=run.notes.append,
     )
 
 
@@ -279,6 +281,7 @@ def assemble(
         ],
         samples=samples,
         notes=NOTES
+        + run.notes
         + ([] if len(config.seeds) > 1 else ["One training seed: intervals cover rows, not training runs."]),
         seconds=run.seconds,
     )

@@ -71,6 +71,7 @@ class Bench:
     rows: int
     key: Array
     say: Callable[[str], None] = field(default=lambda text: None)
+    note: Callable[[str], None] = field(default=lambda text: None)  # what the reader of the report must know
 
 
 def ratio(sums: np.ndarray, weights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

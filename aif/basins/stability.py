@@ -19,6 +19,8 @@ from aif.basins import Bench, Measured, Subject, ratio
 from aif.basins.scoring import grid_losses, losses
 from aif.types import Adapter
 
+LEAST_GAIN = 0.002  # of the base model's loss; below it the percentage lost is left out
+
 
 class Options(BaseModel, extra="forbid"):
     eps: list[float] = Field([0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], min_length=1)
@@ -51,6 +53,13 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
     for subject in (s for s in bench.subjects if not s.control):
         bench.say(f"stability: {subject.name}")
         own, _ = losses(bench.base.replace(adapter=subject.adapter), bench.target, rows=bench.rows)
+        gain = (base_sums.sum() - own.sum()) / base_sums.sum()
+        if gain < LEAST_GAIN:
+            bench.note(
+                f"stability: {subject.name} is left out: it gains {gain:.1%} of the base model's loss, and a share "
+                f"of a gain below {LEAST_GAIN:.1%} means nothing."
+            )
+            continue
         points = []
         for e in options.eps:
             noisy = [
