@@ -6,7 +6,6 @@ Exit status: 0 done, 1 a fault of the engine, 2 a mistake in the input (one line
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -14,6 +13,8 @@ from typing import Annotated, Optional
 import typer
 
 from aif.errors import BadInput
+from aif.verbs import config, corpus, models
+from aif.verbs.parameters import ConfigFile, Out, Overrides, Overwrite, Resume
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,18 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Active-inference fine-tuning in JAX.",
 )
-models = typer.Typer(no_args_is_help=True, help="Models: list, fetch, inspect.")
-corpus = typer.Typer(no_args_is_help=True, help="Corpora: check a file and show its statistics.")
-config = typer.Typer(no_args_is_help=True, help="Configs: check one, or print the schema.")
-app.add_typer(models, name="models")
-app.add_typer(corpus, name="corpus")
-app.add_typer(config, name="config")
-
-ConfigFile = Annotated[Path, typer.Argument(help="YAML config", metavar="CONFIG")]
-Overrides = Annotated[Optional[list[str]], typer.Argument(help="key.sub=value overrides; ~key deletes one")]  # noqa: UP045
-Out = Annotated[Optional[Path], typer.Option("--out", help="run folder; runs/NAME when left out")]  # noqa: UP045
-Resume = Annotated[bool, typer.Option("--resume", help="continue the run in the folder")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the run in the folder and start over")]
+for group in (models, corpus, config):
+    app.add_typer(group.app, name=group.NAME)
 
 
 @app.command()
@@ -103,74 +94,6 @@ def generate(
     trained = load_adapter(adapter, lm) if adapter is not None else None
     edits = edits_from(lm, steer=steer, ablate=ablate)
     print(answer(lm, prompt, adapter=trained, edits=edits, new_tokens=tokens, temperature=temperature, seed=seed)[0])
-
-
-@models.command("list")
-def models_list() -> None:
-    """Models with a name: real ones that can be fetched, and random ones for tests."""
-    from aif.models.families import SIZES
-    from aif.models.hub import CATALOGUE
-
-    for name, entry in CATALOGUE.items():
-        print(f"{name:22s} {entry.description}")
-    for name in SIZES:
-        print(f"{name:22s} random weights, for tests")
-
-
-@models.command("fetch")
-def models_fetch(
-    name: str, force: Annotated[bool, typer.Option("--force", help="fetch again what is there")] = False
-) -> None:
-    """Download a model into the cache folder and check it."""
-    from aif.models.hub import fetch
-
-    print(fetch(name, force=force))
-
-
-@models.command("inspect")
-def models_inspect(source: str) -> None:
-    """Family, sizes, tokenizer and weights of a model."""
-    from aif.models.hub import inspect
-
-    print(json.dumps(inspect(source), indent=1, default=str))
-
-
-@corpus.command("check")
-def corpus_check(
-    path: Annotated[str, typer.Argument(help="JSONL file, or bundled:NAME")] = "bundled:discernment",
-    scale: Annotated[str, typer.Option(help="rating scale: a name or a YAML file")] = "nexus",
-    skip: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="list bad rows instead of stopping at the first")
-    ] = False,
-) -> None:
-    """Read a corpus, report bad rows by file and line, and print its statistics."""
-    from aif.corpus import bundled, load_scale, read
-    from aif.corpus.check import check
-
-    loaded = load_scale(scale)
-    file = bundled(path.removeprefix("bundled:")) if path.startswith("bundled:") else Path(path)
-    rows = read(file, scale=loaded, on_bad_row="skip" if skip else "error")
-    for line in rows.skipped:
-        print(f"skipped: {line}", file=sys.stderr)
-    print(json.dumps(check(rows, loaded), indent=1, default=str))
-
-
-@config.command("check")
-def config_check(file: ConfigFile, overrides: Overrides = None) -> None:
-    """Check a config and print it with every default filled in."""
-    import yaml
-
-    from aif.config import load
-
-    print(yaml.safe_dump(load(file, overrides or []).model_dump(mode="json"), sort_keys=False), end="")
-
-
-@config.command("schema")
-def config_schema() -> None:
-    """The JSON schema of configs."""
-    from aif.config import Config
-
-    print(json.dumps(Config.model_json_schema(), indent=1))
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from jax.tree_util import Partial
 
 import aif
 from aif import free_energy as fe
-from aif.batches import build
+from aif.batches import Dataset, build, once
 from aif.corpus import Candidate, Conversation, Message
 from aif.models.decoder import random_params
 from aif.objectives import Objective
@@ -111,13 +111,20 @@ def objectives() -> dict[str, Objective]:
         "efe": efe(see, precision=PRECISION, online=online),
         "efe, utility only": efe(see, precision=PRECISION, state_weight=0.0, online=online),
         "grpo": grpo(see, options=reward),
+        "efe, offline": efe(see, precision=PRECISION),
     }
+
+
+def candidates(objective: Objective, habit: Policy, rows: list[Conversation], tokenizer: Any) -> Dataset:
+    """The three answers to every prompt, evaluated once."""
+    data = build(rows, tokenizer, which="all", length=256, target="0")
+    answers = [Answer(rows[r].prompt, rows[r].candidates[k].content) for r, k in data.owners]
+    data = data.with_tables(objective.annotate(answers) if objective.annotate else {})
+    return prepared(objective, habit, data, rows=16, key=jax.random.key(0))
 
 
 def asking(policy: Policy, rows: list[Conversation], tokenizer: Any) -> dict[str, np.ndarray]:
     """Per prompt: its ambiguity, the share of `ask` among the three answers, and the mass on them."""
-    from aif.batches import once
-
     data = build(rows, tokenizer, which="all", length=256, target="0")
     found = np.zeros((len(rows), 3))
     score = jax.jit(response_logprobs)
@@ -142,7 +149,7 @@ def posterior(rows: list[Conversation], state_weight: float) -> np.ndarray:
     return np.array(out)
 
 
-def run(steps: int, imitation: int, seed: int = 0) -> dict[str, Any]:
+def run(steps: int, imitation: int, only: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
     """Rates of asking by ambiguity for every objective, and the posteriors they should reach."""
     lm = aif.load("tiny-random")
     base = Policy(random_params(lm.config, seed), config=lm.config)
@@ -158,7 +165,12 @@ def run(steps: int, imitation: int, seed: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {"habit": asking(habit, test, lm.tokenizer)}
     settings = Settings(steps, Optimizer(1e-3, warmup=10, final=0.05), rows=16, seed=seed, full=True)
     for name, objective in objectives().items():
-        done = stage(habit, habit.params, objective, prompts_of(train, lm.tokenizer), settings, reference=habit)
+        if only and name not in only:
+            continue
+        data = (
+            prompts_of(train, lm.tokenizer) if objective.rollouts else candidates(objective, habit, train, lm.tokenizer)
+        )
+        done = stage(habit, habit.params, objective, data, settings, reference=habit)
         found[name] = asking(habit.replace(params=done.trainable), test, lm.tokenizer)
     doubt = found["habit"]["doubt"]
     found["posterior"] = {"doubt": doubt, "ask": posterior(test, 1.0), "mass": np.ones(len(doubt))}
@@ -171,8 +183,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/asking"))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--imitation", type=int, default=300)
+    parser.add_argument("--only", nargs="*", default=[], help="names of objectives")
     args = parser.parse_args()
-    found = run(args.steps, args.imitation)
+    found = run(args.steps, args.imitation, args.only)
     args.out.mkdir(parents=True, exist_ok=True)
     plain = {name: {k: v.tolist() for k, v in r.items()} for name, r in found.items()}
     (args.out / "asking.json").write_text(json.dumps(plain))

@@ -1,0 +1,30 @@
+"""`aif config ...`"""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from aif.verbs.parameters import ConfigFile, Overrides
+
+NAME = "config"
+app = typer.Typer(no_args_is_help=True, help="Configs: check one, or print the schema.")
+
+
+@app.command("check")
+def config_check(file: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a config and print it with every default filled in."""
+    import yaml
+
+    from aif.config import load
+
+    print(yaml.safe_dump(load(file, overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command("schema")
+def config_schema() -> None:
+    """The JSON schema of configs."""
+    from aif.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=1))
