@@ -11,18 +11,26 @@ from aif.corpus.ratings import Profile, profile, quadratic_kappa
 from aif.corpus.reader import read
 from aif.errors import BadInput
 
+BUNDLED = {"corpus": ".jsonl", "protocol": ".yaml"}
 
-def bundled(name: str = "discernment") -> Path:
-    """The file of a corpus that comes with the package: "discernment", or "tiny" for tests.
+
+def bundled(name: str = "discernment", kind: str = "corpus") -> Path:
+    """The file of a corpus that comes with the package: "discernment", or "tiny" for tests; or of a protocol.
 
     Raises:
       BadInput: there is no such corpus.
     """
-    folder = Path(__file__).parent / "bundled"
-    names = sorted(p.stem for p in folder.glob("*.jsonl"))
+    folder, ending = Path(__file__).parent / "bundled", BUNDLED[kind]
+    names = sorted(p.stem for p in folder.glob(f"*{ending}"))
     if name not in names:
-        raise BadInput(f"bundled:{name}: no such corpus{nearest(name, names)}; there are {', '.join(names)}")
-    return folder / f"{name}.jsonl"
+        raise BadInput(f"bundled:{name}: no such {kind}{nearest(name, names)}; there are {', '.join(names) or 'none'}")
+    return folder / f"{name}{ending}"
+
+
+def located(path: str | Path, kind: str = "corpus") -> Path:
+    """The file that a path, or `bundled:NAME`, stands for."""
+    named = str(path)
+    return bundled(named.removeprefix("bundled:"), kind) if named.startswith("bundled:") else Path(path)
 
 
 __all__ = [
@@ -35,6 +43,7 @@ __all__ = [
     "Scale",
     "bundled",
     "load_scale",
+    "located",
     "profile",
     "quadratic_kappa",
     "read",
