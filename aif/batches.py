@@ -61,7 +61,11 @@ class Dataset:
         """So many of the prompts, spread evenly over the data, with all their responses; all of them for None."""
         if prompts is None or prompts >= len(self.examples):
             return self
-        kept = [self.examples[k] for k in evenly(len(self.examples), prompts)]
+        return self.only(evenly(len(self.examples), prompts))
+
+    def only(self, prompts: Sequence[int]) -> Dataset:
+        """These prompts, by number, with all their responses."""
+        kept = [self.examples[k] for k in prompts]
         ids = np.concatenate([e["ids"] for e in kept])
         ends = np.cumsum([len(e["ids"]) for e in kept])
         examples = [

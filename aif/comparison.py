@@ -25,6 +25,7 @@ from aif.checkpoint import load_arrays, save_arrays
 from aif.config import Config
 from aif.directions import as_adapter, mean_difference, response_means, save_direction
 from aif.directions.activations import Activations
+from aif.directions.record import origin, purpose, read_from
 from aif.errors import BadInput
 from aif.experiment import Experiment, tables_by_candidate, write_record
 from aif.log import Progress
@@ -165,13 +166,9 @@ def extract(run: Comparison) -> tuple[Activations, Direction, int]:
     data = e.data("all", *config.corpus.train).some(config.direction.rows)
     activations = response_means(e.base, data, rows=config.batch.rows)
     provenance = {
-        "model": config.model.source,
-        "weights": e.lm.fingerprint,
-        "layer": layer,
-        "tokens_pooled": int(activations.tokens.sum()),
-        "token_scope": "response",
-        "operation": "add",
-        "data": data.fingerprint,
+        **origin(e.lm),
+        **read_from(activations, data.fingerprint),
+        **purpose(layer),
         "corpus": e.corpus.sha256,
     }
     direction = mean_difference(activations, data.tables["preference"] > 0, provenance=provenance)

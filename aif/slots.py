@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
 from aif.types import Batch, Tap
+
+Pool = Literal["mean", "last"]
 
 
 def owners(batch: Batch) -> Int[Array, "B T"]:
@@ -44,12 +48,19 @@ def asked_last(batch: Batch) -> Int[Array, "B R"]:
     return jnp.where(mine.any(axis=1), jnp.take_along_axis(jnp.asarray(batch.tokens), at, axis=1), -1)
 
 
-def response_means(batch: Batch) -> Tap:
-    """A tap: residual `[B, T, D]` -> its mean over the tokens of each response, `[B, R, D]` float32."""
+def pool_weights(batch: Batch, pool: Pool = "mean") -> Float[Array, "B T R"]:
+    """Weight of every token in the value of each response slot: 1/n for each of its n tokens, or 1 for its last."""
     member = jax.nn.one_hot(owners(batch), batch.ids.shape[1])  # nothing for prompts and padding
-    counts = jnp.maximum(member.sum(axis=1), 1.0)[..., None]
+    if pool == "last":
+        return member * (jnp.cumsum(member[:, ::-1], axis=1)[:, ::-1] == 1)
+    return member / jnp.maximum(member.sum(axis=1, keepdims=True), 1.0)
+
+
+def response_means(batch: Batch, pool: Pool = "mean") -> Tap:
+    """A tap: residual `[B, T, D]` -> its mean over each response's tokens, or the last one's, `[B, R, D]` float32."""
+    weights = pool_weights(batch, pool)
 
     def tap(h: Float[Array, "B T D"]) -> Float[Array, "B R D"]:
-        return jnp.einsum("btr,btd->brd", member, h.astype(jnp.float32)) / counts
+        return jnp.einsum("btr,btd->brd", weights, h.astype(jnp.float32))
 
     return tap

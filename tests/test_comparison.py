@@ -183,7 +183,7 @@ def test_the_direction_can_be_used_on_its_model(folder, results):
     record = results.directions[0]
     np.testing.assert_allclose(np.linalg.norm(direction.vector[record.layer]), record.norm, rtol=1e-5)
     np.testing.assert_allclose(direction.provenance["norms"][record.layer], record.residual_norm, rtol=1e-5)
-    assert direction.provenance["tokens_pooled"] > 0 and direction.kind == record.kind == "contrast"
+    assert direction.provenance["tokens"] > 0 and direction.kind == record.kind == "contrast"
 
 
 # What arms share

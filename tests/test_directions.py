@@ -134,6 +134,7 @@ def test_mean_difference_by_hand(three):
     np.testing.assert_allclose(mean_difference(three, ~positive).vector, [[-2.0, 0.0]], atol=1e-7)
     assert by_token.kind == "contrast"
     assert by_token.provenance == {
+        "method": "mean difference",
         "pooling": "token",
         "sign": "positive minus negative",
         "norm_unit": "raw",
@@ -197,10 +198,18 @@ def test_a_file_gives_back_what_was_saved(saved, lm):
 
 def test_a_file_of_another_model_is_refused(saved, lm, tmp_path):
     path, _ = saved
-    with pytest.raises(BadInput, match=f"extracted from other weights .{lm.fingerprint}. than this model's .other."):
+    with pytest.raises(
+        BadInput, match=f"extracted from other weights .{lm.fingerprint}. than this model's .other., those of a model"
+    ):
         load_direction(path, fingerprint="other")
     with pytest.raises(BadInput, match=r"shape \(2, 64\) for a model of \(3, 64\)"):
         load_direction(path, shape=(3, 64))
+    for value, message in (("embedding", "acts on 'embedding'"), (None, "not finite")):
+        odd = tmp_path / "odd.safetensors"
+        v = jnp.full((2, 64), jnp.nan) if value is None else jnp.ones((2, 64))
+        save_direction(Direction(v, "contrast", {"site": value} if value else {}), odd)
+        with pytest.raises(BadInput, match=message):
+            load_direction(odd)
     with pytest.raises(BadInput, match="no such file"):
         load_direction(tmp_path / "none.safetensors")
     path.write_bytes(path.read_bytes()[:-40])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,40 +12,43 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from aif.batches import Dataset, once
+from aif.errors import BadInput
 from aif.policy import Policy
-from aif.slots import owners
+from aif.slots import Pool, owners, pool_weights
 from aif.types import Batch
 
 
 class Activations(NamedTuple):
-    """Mean residual over the tokens of each response, the tokens it was taken over, and the mean residual norm."""
+    """Mean residual over the tokens of each response (or that of its last token), the number of its tokens, and the
+    mean residual norm over the tokens of all responses."""
 
     means: Float[np.ndarray, "N L D"]
     tokens: Int[np.ndarray, "N"]
     norms: Float[np.ndarray, "L"]
 
 
-@jax.jit
-def _means(policy: Policy, batch: Batch) -> tuple[Array, Array, Array]:
+@partial(jax.jit, static_argnames="pool")
+def _means(policy: Policy, batch: Batch, pool: Pool) -> tuple[Array, Array, Array]:
     R = batch.ids.shape[1]
     member = jax.nn.one_hot(owners(batch), R)  # [B, T, R]; nothing for tokens outside responses
-    counts = member.sum(axis=1)
-    inside = member.sum(axis=-1)
+    weights, inside = pool_weights(batch, pool), member.sum(axis=-1)
 
     def tap(h: Array) -> tuple[Array, Array]:
         h = h.astype(jnp.float32)
-        sums = jnp.einsum("btr,btd->brd", member, h)
-        return sums / jnp.maximum(counts, 1.0)[..., None], jnp.sum(inside * jnp.linalg.norm(h, axis=-1))
+        return jnp.einsum("btr,btd->brd", weights, h), jnp.sum(inside * jnp.linalg.norm(h, axis=-1))
 
     means, norms = policy(batch, tap=tap).taps
-    return means, norms, counts
+    return means, norms, member.sum(axis=1)
 
 
-def response_means(policy: Policy, data: Dataset, *, rows: int) -> Activations:
-    """Mean residual after every block over the tokens of each response of the data set, in response order."""
+def response_means(policy: Policy, data: Dataset, *, rows: int, pool: Pool = "mean") -> Activations:
+    """Residual after every block, pooled over the tokens of each response of the data set, in response order.
+
+    `pool` is "mean" over all tokens of a response, or "last": its last token alone.
+    """
     means, tokens, norms, ids = [], [], np.zeros(policy.config.layers), []
     for batch in once(data, rows=rows):
-        m, n, c = _means(policy.replace(remat="none"), batch)
+        m, n, c = _means(policy.replace(remat="none"), batch, pool)
         filled = batch.ids >= 0
         means.append(np.asarray(m).transpose(1, 2, 0, 3)[filled])
         tokens.append(np.asarray(c)[filled])
@@ -53,3 +57,15 @@ def response_means(policy: Policy, data: Dataset, *, rows: int) -> Activations:
     order = np.argsort(np.concatenate(ids))
     counts = np.concatenate(tokens)[order]
     return Activations(np.concatenate(means)[order], counts.astype(np.int64), norms / counts.sum())
+
+
+def check_classes(activations: Activations, positive: np.ndarray) -> None:
+    """Refuse what no direction can be made from.
+
+    Raises:
+      BadInput: a class is empty (all labels are equal), or an activation is not finite.
+    """
+    if positive.all() or not positive.any():
+        raise BadInput("direction: one of the two classes has no response; check corpus.target and the stances")
+    if not np.isfinite(activations.means).all():
+        raise BadInput("direction: an activation is not finite; check the model's weights and the compute dtype")
