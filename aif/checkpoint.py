@@ -145,13 +145,13 @@ def save_arrays(path: Path, tree: dict[str, Any], metadata: dict[str, Any]) -> N
     from safetensors.numpy import save_file
 
     flat = {"/".join(k.key for k in keys): np.asarray(x) for keys, x in jax.tree_util.tree_leaves_with_path(tree)}
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     save_file(flat, temporary, metadata={"aif": json.dumps(metadata)})
     os.replace(temporary, path)
 
 
-def load_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The inverse of `save_arrays`.
+def load_arrays(path: Path, as_array: Callable[[Any], Any] = jnp.asarray) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inverse of `save_arrays`; numpy arrays become what `as_array` makes of them.
 
     Raises:
       BadInput: missing or damaged file.
@@ -161,7 +161,7 @@ def load_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {}).get("aif", "{}"))
-            flat: dict[str, Array] = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}
+            flat: dict[str, Array] = {name: as_array(file.get_tensor(name)) for name in file.keys()}
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file") from error
     except (SafetensorError, OSError, ValueError) as error:

@@ -1,12 +1,14 @@
 """Basin metrics: one file each. A metric turns solutions into `Measured` quantities with per-row contributions.
 
-A file of this folder that defines `Options` and `measure(bench, options)` is a metric that configs can name.
+A file of this folder that defines `Options` and `measure(bench, options)` is a metric that configs can name. It lists
+its scalars in `QUANTITIES`, so that a question about one can be checked before anything is trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,8 @@ class Measured:
     """One quantity of one subject, as a function of row weights, so that intervals can be paired across subjects.
 
     `value(w)` takes a weight per row (`[rows]`, all ones for the plain value; integers for a bootstrap resample) and
-    returns one number, or one per point of `x`.
+    returns one number, or one per point of `x`. It is a `functools.partial` of a function of the metric's file that
+    binds arrays by name: function and arrays are what is kept on disk, so that a finished metric is read back.
     """
 
     metric: str
@@ -49,7 +52,7 @@ class Measured:
     control: bool
     rows: int
     row_name: str
-    value: Callable[[np.ndarray], np.ndarray]
+    value: Callable[[np.ndarray], Any]
     x: tuple[float, ...] = ()
     x_label: str = ""
 
@@ -76,4 +79,9 @@ class Bench:
 
 def ratio(sums: np.ndarray, weights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """w -> (w . sums) / (w . weights): a token-weighted mean over rows, `sums` `[rows]` or `[rows, points]`."""
-    return lambda w: (w @ sums) / (w @ weights)
+    return partial(weighted_mean, sums=sums, weights=weights)
+
+
+def weighted_mean(w: np.ndarray, *, sums: np.ndarray, weights: np.ndarray) -> Any:
+    """(w . sums) / (w . weights)."""
+    return (w @ sums) / (w @ weights)

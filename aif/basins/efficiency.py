@@ -9,12 +9,17 @@ every module. The ratio L / n^2 alone is not used: any loss bounded below makes 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 from pydantic import BaseModel, Field
 
-from aif.basins import Bench, Measured, Subject, ratio
+from aif.basins import Bench, Measured, Subject, ratio, weighted_mean
 from aif.basins.norms import Grid, grids
 from aif.basins.scoring import grid_losses, losses
+
+QUANTITIES = ("minimum loss", "norm at the minimum", "gain at the common norm")
 
 
 class Options(BaseModel, extra="forbid"):
@@ -37,18 +42,45 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
 def _quantities(subject: Subject, grid: Grid, sums: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> list[Measured]:
     """`sums` `[rows, norms]`: - ln p of every row at every norm."""
     norms = grid.norms
-    curve, matched, at_base = ratio(sums, tokens), ratio(sums[:, grid.common], tokens), ratio(base, tokens)
+    parts = {"sums": sums, "tokens": tokens}
+    matched = {"sums": sums[:, grid.common], "base": base, "tokens": tokens}
     who = {"subject": subject.name, "seed": subject.seed, "control": subject.control}
     what = {"metric": "efficiency", "rows": len(tokens), "row_name": "held-out prompts", **who}
     norm_axis = {"x": tuple(norms.tolist()), "x_label": "effective norm"}
-    gain = lambda w: (at_base(w) - curve(w)) / norms**2  # noqa: E731
-    drop = lambda w: at_base(w) - matched(w)  # noqa: E731
+    square = partial(gain_per_square, **parts, base=base, norms=norms)
+    least, place = partial(minimum, **parts), partial(norm_at_minimum, **parts, norms=norms)
     return [
-        Measured(quantity="loss", unit="nats/token", better="lower", value=curve, **norm_axis, **what),
-        Measured(quantity="gain per squared norm", unit="nats/token", better="higher", value=gain, **norm_axis, **what),
-        Measured(quantity="minimum loss", unit="nats/token", better="lower", value=lambda w: curve(w).min(), **what),
+        Measured(quantity="loss", unit="nats/token", better="lower", value=ratio(sums, tokens), **norm_axis, **what),
         Measured(
-            quantity="norm at the minimum", unit="norm", better="", value=lambda w: norms[curve(w).argmin()], **what
+            quantity="gain per squared norm", unit="nats/token", better="higher", value=square, **norm_axis, **what
         ),
-        Measured(quantity="gain at the common norm", unit="nats/token", better="higher", value=drop, **what),
+        Measured(quantity="minimum loss", unit="nats/token", better="lower", value=least, **what),
+        Measured(quantity="norm at the minimum", unit="norm", better="", value=place, **what),
+        Measured(
+            quantity="gain at the common norm",
+            unit="nats/token",
+            better="higher",
+            value=partial(gain, **matched),
+            **what,
+        ),
     ]
+
+
+def gain(w: np.ndarray, *, sums: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> Any:
+    """L_base - L(n)."""
+    return weighted_mean(w, sums=base, weights=tokens) - weighted_mean(w, sums=sums, weights=tokens)
+
+
+def gain_per_square(w: np.ndarray, *, norms: np.ndarray, **parts: np.ndarray) -> Any:
+    """(L_base - L(n)) / n^2."""
+    return gain(w, **parts) / norms**2
+
+
+def minimum(w: np.ndarray, *, sums: np.ndarray, tokens: np.ndarray) -> Any:
+    """min over n of L(n)."""
+    return weighted_mean(w, sums=sums, weights=tokens).min()
+
+
+def norm_at_minimum(w: np.ndarray, *, sums: np.ndarray, tokens: np.ndarray, norms: np.ndarray) -> Any:
+    """The n of the minimum."""
+    return norms[weighted_mean(w, sums=sums, weights=tokens).argmin()]

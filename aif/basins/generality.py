@@ -11,9 +11,12 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, Field
 
-from aif.basins import Bench, Measured, Subject
+from aif.basins import Bench, Measured, Subject, ratio
 from aif.basins.scoring import losses
 from aif.batches import Dataset
+
+SPLITS = ("training domains", "held-out domains")
+QUANTITIES = tuple(f"log-odds gained in {split}" for split in SPLITS)
 
 
 class Options(BaseModel, extra="forbid"):
@@ -34,8 +37,7 @@ def log_odds(sums: np.ndarray, tokens: np.ndarray, data: Dataset) -> np.ndarray:
 def measure(bench: Bench, options: Options) -> list[Measured]:
     """The effect on held-out prompts in training domains and in held-out domains, per subject."""
     out: list[Measured] = []
-    splits = {"training domains": bench.alternatives, "held-out domains": bench.alternatives_elsewhere}
-    for split, data in splits.items():
+    for split, data in zip(SPLITS, (bench.alternatives, bench.alternatives_elsewhere), strict=True):
         data = data.some(options.prompts)
         before = log_odds(*losses(bench.base, data, rows=bench.rows), data)
         for subject in (s for s in bench.subjects if not s.control):
@@ -56,5 +58,5 @@ def _quantity(subject: Subject, split: str, effect: np.ndarray) -> Measured:
         control=subject.control,
         rows=len(effect),
         row_name="held-out prompts",
-        value=lambda w: (w @ effect) / w.sum(),
+        value=ratio(effect, np.ones(len(effect))),
     )

@@ -18,6 +18,8 @@ from aif.batches import Dataset, build
 from aif.corpus import Candidate, Conversation
 from aif.corpus.pretraining import texts
 
+QUANTITIES = ("KL at the common norm",)
+
 
 class Options(BaseModel, extra="forbid"):
     source: str = Field("pydoc", description="`pydoc`, or a .txt, .jsonl or .parquet file of pre-training-like text")

@@ -9,16 +9,20 @@ twice. 0 is untouched, 100 is back at the base model, more is worse than the bas
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from pydantic import BaseModel, Field
 
-from aif.basins import Bench, Measured, Subject, ratio
+from aif.basins import Bench, Measured, Subject, weighted_mean
 from aif.basins.scoring import grid_losses, losses
 from aif.types import Adapter
 
+QUANTITIES = ("mean gain lost",)
 LEAST_GAIN = 0.002  # of the base model's loss; below it the percentage lost is left out
 
 
@@ -74,11 +78,22 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
 def _quantities(
     subject: Subject, eps: np.ndarray, noisy: np.ndarray, own: np.ndarray, base: np.ndarray, tokens: np.ndarray
 ) -> list[Measured]:
-    at_noise, at_own, at_base = ratio(noisy, tokens), ratio(own, tokens), ratio(base, tokens)
-    lost = lambda w: 100 * (at_noise(w) - at_own(w)) / (at_base(w) - at_own(w))  # noqa: E731
+    parts = {"noisy": noisy, "own": own, "base": base, "tokens": tokens}
+    curve, area = partial(lost, **parts), partial(mean_lost, **parts)
     what = {"metric": "stability", "subject": subject.name, "seed": subject.seed, "control": subject.control}
     what |= {"rows": len(tokens), "row_name": "held-out prompts", "better": "lower"}
     return [
-        Measured(quantity="gain lost", unit="%", value=lost, x=tuple(eps.tolist()), x_label="noise e", **what),
-        Measured(quantity="mean gain lost", unit="%", value=lambda w: lost(w).mean(), **what),
+        Measured(quantity="gain lost", unit="%", value=curve, x=tuple(eps.tolist()), x_label="noise e", **what),
+        Measured(quantity="mean gain lost", unit="%", value=area, **what),
     ]
+
+
+def lost(w: np.ndarray, *, noisy: np.ndarray, own: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> Any:
+    """100 (L(x'(e)) - L(x)) / (L_base - L(x)), percent."""
+    at_noise, at_own, at_base = (weighted_mean(w, sums=s, weights=tokens) for s in (noisy, own, base))
+    return 100 * (at_noise - at_own) / (at_base - at_own)
+
+
+def mean_lost(w: np.ndarray, **parts: np.ndarray) -> Any:
+    """Its mean over e."""
+    return lost(w, **parts).mean()
