@@ -39,7 +39,7 @@ def unpacked(arrays: dict[str, np.ndarray], records: list[dict[str, Any]]) -> li
         module, _, function = record["function"].partition(":")
         bound = {key: arrays[number] for key, number in record["binds"].items()}
         value = partial(getattr(importlib.import_module(module), function), **bound)
-        plain = {key: tuple(record[key]) if key == "x" else record[key] for key in PLAIN}
+        plain: dict[str, Any] = {key: record[key] for key in PLAIN} | {"x": tuple(record["x"])}
         out.append(Measured(**plain, value=value))
     return out
 
