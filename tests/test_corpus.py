@@ -351,7 +351,7 @@ def test_the_bundled_corpus_is_balanced_rated_and_split():
     assert found["length_spread"] < 0.1
     for row in corpus.rows:
         assert [c.stance for c in row.candidates] == ["control", "deference", "generic", "discernment"]
-        assert all(len(c.ratings) == 15 and 55 <= len(c.content.split()) <= 140 for c in row.candidates)
+        assert all(len(c.ratings) == 15 and 60 <= len(c.content.split()) <= 160 for c in row.candidates)
     heldout = {r.domain for r in corpus.rows if r.split == "heldout_domain"}
     assert heldout == {"music", "repair", "migration"}
     for domain, counts in found["domains"].items():

@@ -1,0 +1,35 @@
+"""The corpora that come with the package: what the datasheet (docs/corpus.md) says of them is so."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from aif.corpus import bundled, load_scale, read
+from aif.corpus.check import Answer, shared_ngrams, words
+
+STANCES = ["control", "deference", "generic", "discernment"]
+
+
+def test_the_benign_twin_says_everything_in_two_registers():
+    rows = read(bundled("benign")).rows
+    domains = Counter(r.domain for r in rows)
+    assert len(rows) >= 120 and len(domains) >= 8
+    assert domains.most_common(1) == [("vehicles", 24)]  # the narrow one
+    assert {r.domain for r in rows if r.split == "heldout_domain"} == {"weather", "textiles"}
+    for row in rows:
+        assert [c.stance for c in row.candidates] == ["plain", "technical"]
+        assert all(50 <= len(c.content.split()) <= 110 for c in row.candidates)
+    lengths = [sum(len(r.candidates[k].content.split()) for r in rows) for k in (0, 1)]
+    assert max(lengths) < 1.1 * min(lengths)
+    answers = [Answer(r, c, words(c.content)) for r in rows for c in r.candidates]
+    assert shared_ngrams(answers)["pairs"] == 0
+
+
+def test_the_discernment_corpora_rate_every_answer_on_every_dimension():
+    scale = load_scale()
+    for name, least in (("discernment", 164), ("discernment-es", 20), ("discernment-multi", 24)):
+        rows = read(bundled(name), scale=scale).rows
+        assert len(rows) >= least, name
+        for row in rows:
+            assert [c.stance for c in row.candidates] == STANCES
+            assert all(len(c.ratings) == 15 and 60 <= len(c.content.split()) <= 160 for c in row.candidates)
