@@ -17,7 +17,7 @@ import numpy as np
 from aif import adapter as adapters
 from aif.batches import Dataset, build, evenly
 from aif.config import Config, OptimizerSection, Stage
-from aif.corpus import Conversation, bundled, load_scale, read
+from aif.corpus import Conversation, bundled, find_frame, load_scale, read
 from aif.directions.activations import response_means
 from aif.directions.probes import Rated
 from aif.errors import BadInput
@@ -26,9 +26,9 @@ from aif.models.hub import load
 from aif.objectives import Context, Objective
 from aif.plugins import plugin
 from aif.policy import Policy, bind
-from aif.readers import Answer
 from aif.rollouts import Prompts, prompts_of
 from aif.runtime import compilation_cache
+from aif.sources import annotated
 from aif.train import Optimizer, Settings, Trained, prepared, stage
 
 
@@ -141,7 +141,12 @@ class Experiment:
             return made
         module, checked = plugin("objectives", name, options, f"objective {name}")
         rated = None if reference is None else lambda: self.rated(reference)
-        return module.make(checked, replace(self.context, rated=rated))
+        seen = {"rated": rated, "reference": reference, "tokenizer": self.lm.tokenizer, "frame": self.frame}
+        return module.make(checked, replace(self.context, **seen))
+
+    def frame(self, name: str) -> str:
+        """The text of a frame, by its name (see `aif.corpus.find_frame`)."""
+        return find_frame(name, self.corpus.rows)
 
     def check(self, *arms: str) -> None:
         """Read model and corpus, and try what the shared stage and these arms need, before any training.
@@ -164,11 +169,7 @@ class Experiment:
         data = self.data(objective.responses, *split)
         if tables is not None:
             data = data.with_tables(_select(tables, data))
-        if objective.annotate is not None:
-            rows = self.rows(*split)
-            answers = [Answer(rows[r].prompt, rows[r].candidates[k].content) for r, k in data.owners]
-            data = data.with_tables(objective.annotate(answers))
-        return data
+        return annotated(data, self.rows(*split), objective)
 
     def fresh(self, seed: int) -> Any:
         """Trainable values of a new run: an adapter, or a copy of all parameters."""

@@ -78,5 +78,5 @@ def roll(
         sampled[row, : sum(map(len, parts))] = np.concatenate(parts)
     words = []
     if prompts.decode is not None:
-        words = [Answer(prompts.messages[chosen[k // K]], prompts.decode(a)) for k, a in enumerate(answers)]
+        words = [Answer(prompts.messages[chosen[k // K]], prompts.decode(a), a) for k, a in enumerate(answers)]
     return batch._replace(extras={"sampled_logps": sampled}), words

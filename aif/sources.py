@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from aif.batches import Dataset, stream
+from aif.corpus import Conversation
 from aif.objectives import Objective
 from aif.policy import Policy
+from aif.readers import Answer
 from aif.rollouts import Prompts, roll
 from aif.types import Batch, as_partial
 
@@ -75,6 +78,14 @@ class Online:
     def position(self) -> Any:
         """Where the order of prompts stands, to be restored."""
         return self.order.get_state()
+
+
+def annotated(data: Dataset, rows: Sequence[Conversation], objective: Objective) -> Dataset:
+    """The data with what the objective says of its answers' words; `rows` are those it was built from."""
+    if objective.annotate is None:
+        return data
+    answers = [Answer(rows[r].prompt, rows[r].candidates[k].content) for r, k in data.owners]
+    return data.with_tables(objective.annotate(answers))
 
 
 def with_facts(batch: Batch, answers: list, objective: Objective, reference: Policy, key: jax.Array) -> Batch:

@@ -170,6 +170,7 @@ def _batch(lm: LM, objective: Objective, packed: bool = True) -> Batch:
     two rows of its own samples."""
     from aif.batches import build, stream
     from aif.corpus import bundled, load_scale, read
+    from aif.sources import annotated
 
     dimensions = [d.id for d in load_scale().dimensions]
     rows = read(bundled("tiny")).rows[:4]
@@ -178,7 +179,7 @@ def _batch(lm: LM, objective: Objective, packed: bool = True) -> Batch:
     options = {"which": objective.responses, "target": "discernment", "dimensions": dimensions}
     length = max(len(e["tokens"]) for e in build(rows, lm.tokenizer, length=1 << 16, **options).examples)
     data = build(rows, lm.tokenizer, length=2 * length if packed else length, **options)
-    data = replace(data, scored=length * (1 + packed), slots=8)
+    data = annotated(replace(data, scored=length * (1 + packed), slots=8), rows, objective)
     found: list[Batch] = []
     for batch in islice(stream(data, rows=1, seed=0), 4):
         found += [] if any(np.isin(batch.ids[batch.ids >= 0], old.ids).any() for old in found) else [batch]

@@ -80,7 +80,7 @@ def encode(tokenizer: Any, row: Conversation, candidates: Sequence[int], max_len
         return _fit(_path(_turns(tokenizer, row, candidates[0])), row, max_length)
     prompt_text = render(tokenizer, row.prompt, answer_next=True, where=row.where)
     prompt = encode_text(tokenizer, prompt_text)
-    answers = [_answer(tokenizer, row, row.prompt, row.candidates[k].content, prompt_text) for k in candidates]
+    answers = [_answer(tokenizer, row.prompt, row.candidates[k].content, prompt_text, row.where) for k in candidates]
     return _fit(tree(prompt, answers), row, max_length)
 
 
@@ -106,14 +106,18 @@ def _plain(tokenizer: Any, text: str) -> list[int]:
         backend.encode_special_tokens = before
 
 
-def _answer(tokenizer: Any, row: Conversation, before: Sequence[Any], content: str, prompt_text: str) -> list[int]:
-    """Ids of an answer, from the end of the assistant's header through its end-of-turn token."""
+def encode_answer(tokenizer: Any, before: Sequence[Any], content: str, where: str) -> list[int]:
+    """Ids of an answer to these messages, from the end of the assistant's header through its end-of-turn token."""
+    return _answer(tokenizer, before, content, render(tokenizer, before, answer_next=True, where=where), where)
+
+
+def _answer(tokenizer: Any, before: Sequence[Any], content: str, prompt_text: str, where: str) -> list[int]:
     from aif.corpus import Message
 
-    whole = render(tokenizer, [*before, Message("assistant", content)], answer_next=False, where=row.where)
+    whole = render(tokenizer, [*before, Message("assistant", content)], answer_next=False, where=where)
     if not whole.startswith(prompt_text):
         raise BadInput(
-            f"{row.where}: the chat template rewrites the prompt once it is answered, so the trained tokens cannot be "
+            f"{where}: the chat template rewrites the prompt once it is answered, so the trained tokens cannot be "
             "told apart; use a template that keeps the prompt as a prefix"
         )
     return _through_end(tokenizer, encode_text(tokenizer, whole[len(prompt_text) :]))
@@ -135,7 +139,7 @@ def _turns(tokenizer: Any, row: Conversation, candidate: int) -> list[tuple[list
         if message.role != "assistant":
             continue
         prompt_text = render(tokenizer, messages[:number], answer_next=True, where=row.where)
-        answer = _answer(tokenizer, row, messages[:number], message.content, prompt_text)
+        answer = _answer(tokenizer, messages[:number], message.content, prompt_text, row.where)
         if not prompt_text.startswith(done):
             raise BadInput(f"{row.where}: the chat template rewrites earlier turns; use one that only appends")
         pieces += [(encode_text(tokenizer, prompt_text[len(done) :]), False), (answer, True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aif.corpus.conversation import Candidate, Conversation, Corpus, Message
+from aif.corpus.frames import find_frame
 from aif.corpus.jsonl import nearest
 from aif.corpus.nexus import Dimension, Scale, load_scale
 from aif.corpus.ratings import Profile, profile, quadratic_kappa
@@ -42,6 +43,7 @@ __all__ = [
     "Profile",
     "Scale",
     "bundled",
+    "find_frame",
     "load_scale",
     "located",
     "profile",

@@ -17,15 +17,22 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from aif.errors import BadInput
 from aif.policy import Policy
 from aif.types import Batch, Loss
+
+
+def no_frame(name: str) -> str:
+    """The `frame` of a context that has none."""
+    raise BadInput(f"preferences.frame: there is no frame {name!r} here; run from a config, or pass C")
 
 
 @dataclass(frozen=True)
 class Context:
     """What an objective's factory may read of the experiment: the scale, and the ratings of all training responses
     and of the target ones, `[responses, S]` with -1 where unrated; `scale` itself, with its rubric, for judges;
-    and `rated()`, the reference's mean residuals of all training responses (`aif.directions.probes.Rated`)."""
+    `rated()`, the reference's mean residuals of all training responses (`aif.directions.probes.Rated`); the reference
+    itself with its tokenizer; and `frame(name)`, the text of a frame."""
 
     dimensions: tuple[str, ...]
     levels: tuple[str, ...]
@@ -33,6 +40,9 @@ class Context:
     target_ratings: np.ndarray
     scale: Any = None
     rated: Callable[[], Any] | None = None
+    reference: Policy | None = None
+    tokenizer: Any = None
+    frame: Callable[[str], str] = no_frame
 
 
 def nothing(reference: Policy, batch: Batch, key: Array) -> dict[str, Array]:

@@ -26,6 +26,7 @@ from aif import preferences
 from aif.errors import BadInput
 from aif.objectives import Context, Objective, Rollouts
 from aif.objectives import online as estimators
+from aif.objectives.field import FieldPreference, by_field
 from aif.objectives.logprobs import group_logsumexp, response_logprobs, response_sums, same_group, score_hidden
 from aif.objectives.terms import TERMS, Evaluation, by_reader, habit, observed
 from aif.plugins import Named, plugin
@@ -50,6 +51,9 @@ def policy_divergence(G: Float[Array, "B R"], ratios: Float[Array, "B R"], batch
     return jnp.sum(target * jnp.where(target > 0, log_target - log_model, 0.0))
 
 
+Preferences = Literal["target"] | FieldPreference | dict[str, list[float]]
+
+
 class Online(BaseModel, extra="forbid", allow_inf_nan=False, strict=True):
     """How the policy's own samples are drawn and used."""
 
@@ -72,10 +76,11 @@ class Options(BaseModel, extra="forbid", allow_inf_nan=False):
     state_weight: float = Field(default=1.0, ge=0, description="w_s, weight of the state information gain")
     parameter_weight: float = Field(default=0.0, ge=0, description="w_p, weight of the parameter information gain")
     reader: Named = Field(default=Named(name="ratings"), description="state reader, with its options")
-    preferences: Literal["target"] | dict[str, list[float]] = Field(
+    preferences: Preferences = Field(
         default="target",
         description="log-preferences: `target` takes the rating frequencies of target responses; or dimension: "
-        "[a number per level], with `default` for the dimensions left out",
+        "[a number per level], with `default` for the dimensions left out; or `frame: NAME`, a text that the reference "
+        "has in its context",
     )
     smoothing: float = Field(default=1.0, gt=0, description="counts added per level to the rating frequencies")
     online: Online | None = Field(default=None, description="sample from the policy; over the candidates when left out")
@@ -144,13 +149,24 @@ def make(options: Options, context: Context) -> Objective:
     Raises:
       BadInput: the reader cannot read this corpus, or a preference names no dimension or the wrong number of levels.
     """
-    module, checked = plugin("readers", options.reader.name, options.reader.options, "reader")
-    if options.preferences == "target":
-        C = preferences.empirical(context.target_ratings, len(context.levels), options.smoothing)
-    else:
-        C = preferences.configured(options.preferences, context)
     numbers = options.model_dump(include={"precision", "precision_end", "state_weight", "parameter_weight"})
-    return efe(module.make(checked, context), C, online=options.online, **numbers)
+    evaluation = evaluation_of(options.reader, options.preferences, options.smoothing, context)
+    return efe(evaluation, online=options.online, **numbers)
+
+
+def evaluation_of(reader: Named, wanted: Preferences, smoothing: float, context: Context) -> Evaluation:
+    """The configured reader against the configured preferences.
+
+    Raises:
+      BadInput: see `make`.
+    """
+    module, checked = plugin("readers", reader.name, reader.options, "reader")
+    if isinstance(wanted, dict):
+        C = preferences.configured(wanted, context)
+    else:
+        C = preferences.empirical(context.target_ratings, len(context.levels), smoothing)
+    evaluation = by_reader(module.make(checked, context), C)
+    return by_field(evaluation, wanted, context) if isinstance(wanted, FieldPreference) else evaluation
 
 
 def _prepare(reference: Policy, batch: Batch, key: Array, **how) -> dict[str, Array]:

@@ -22,7 +22,6 @@ from aif.objectives import efe as free
 from aif.objectives import online as estimators
 from aif.objectives.logprobs import response_sums, same_group, score_hidden
 from aif.objectives.terms import Evaluation, by_reader
-from aif.plugins import plugin
 from aif.policy import Policy
 from aif.readers import Reader
 from aif.types import Batch, Loss, Mean, Scalar, as_partial
@@ -34,7 +33,7 @@ class Options(free.Online):
     average: Literal["sequence", "token"] = Field(default="sequence", description="what the loss is averaged over")
     kl: Literal["k1", "k3", "exact"] = "k3"
     reader: free.Named = Field(default=free.Named(name="probes"), description="state reader behind the reward")
-    preferences: Literal["target"] | dict[str, list[float]] = "target"
+    preferences: free.Preferences = "target"
     smoothing: float = Field(default=1.0, gt=0)
 
 
@@ -84,12 +83,8 @@ def grpo(
 
 def make(options: Options, context: Context) -> Objective:
     """From a config."""
-    module, checked = plugin("readers", options.reader.name, options.reader.options, "reader")
-    if options.preferences == "target":
-        C = free.preferences.empirical(context.target_ratings, len(context.levels), options.smoothing)
-    else:
-        C = free.preferences.configured(options.preferences, context)
-    return grpo(module.make(checked, context), C, options)
+    evaluation = free.evaluation_of(options.reader, options.preferences, options.smoothing, context)
+    return grpo(evaluation, options=options)
 
 
 def _loss(

@@ -13,9 +13,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from aif.batches import Dataset, once
 from aif.policy import Policy
 from aif.types import Batch
 
@@ -47,6 +49,18 @@ def response_sums(values: Float[Array, "B N"], batch: Batch) -> Float[Array, "B 
 def response_logprobs(policy: Policy, batch: Batch) -> Float[Array, "B R"]:
     """ln p(response | prompt) of every response slot, in nats; 0 in empty slots."""
     return response_sums(token_logprobs(policy, batch), batch)
+
+
+_scored = jax.jit(response_logprobs)
+
+
+def scores(policy: Policy, data: Dataset, *, rows: int) -> np.ndarray:
+    """ln p of every response of a data set `[responses]`, in its order, nats."""
+    found = np.zeros(len(data.owners))
+    for batch in once(data, rows=rows):
+        filled = batch.ids >= 0
+        found[batch.ids[filled]] = np.asarray(_scored(policy, batch))[filled]
+    return found
 
 
 def same_group(batch: Batch) -> Array:

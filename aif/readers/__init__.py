@@ -36,10 +36,11 @@ class Reading(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A response in words, with the prompt it answers."""
+    """A response in words, with the prompt it answers; `ids` are its tokens where it was sampled as such."""
 
     prompt: Sequence[Any]  # messages
     content: str
+    ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

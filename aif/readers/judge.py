@@ -23,12 +23,12 @@ from jax import Array
 from jax.tree_util import Partial
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from aif.batches import GRAIN, build, once
+from aif.batches import GRAIN, build
 from aif.corpus import Candidate, Conversation, Message, Scale
 from aif.errors import BadInput
 from aif.models.hub import LM, cache_folder, load
 from aif.objectives import Context
-from aif.objectives.logprobs import response_logprobs
+from aif.objectives.logprobs import scores
 from aif.policy import bind
 from aif.readers import Answer, Reader, Reading
 from aif.readers.endpoint import Endpoint
@@ -171,15 +171,9 @@ def word_probabilities(lm: LM, prompts: Sequence[str], words: Sequence[str]) -> 
     if fitting:
         longest = -(-max(sizes[number] for number in fitting) // GRAIN) * GRAIN
         data = build([rows[n] for n in fitting], lm.tokenizer, which="all", length=longest, target="")
-        policy, logps = bind(lm), np.zeros(len(data.owners))
-        for batch in once(data, rows=max(1, TOKENS // longest)):
-            filled = batch.ids >= 0
-            logps[batch.ids[filled]] = np.asarray(_logps(policy, batch))[filled]
+        logps = scores(bind(lm), data, rows=max(1, TOKENS // longest))
         out[fitting] = jax.nn.softmax(logps.reshape(len(fitting), len(words)), axis=-1)
     return out
-
-
-_logps = jax.jit(response_logprobs)
 
 
 def _conversation(prompt: str, words: Sequence[str], number: int) -> Conversation:
