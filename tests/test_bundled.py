@@ -6,6 +6,7 @@ from collections import Counter
 
 from aif.corpus import bundled, load_scale, read
 from aif.corpus.check import Answer, shared_ngrams, words
+from aif.corpus.protocol import load_protocol
 
 STANCES = ["control", "deference", "generic", "discernment"]
 
@@ -27,9 +28,30 @@ def test_the_benign_twin_says_everything_in_two_registers():
 
 def test_the_discernment_corpora_rate_every_answer_on_every_dimension():
     scale = load_scale()
-    for name, least in (("discernment", 164), ("discernment-es", 20), ("discernment-multi", 24)):
+    for name, least in (
+        ("discernment", 164),
+        ("discernment-es", 20),
+        ("discernment-pt", 20),
+        ("discernment-multi", 24),
+    ):
         rows = read(bundled(name), scale=scale).rows
         assert len(rows) >= least, name
         for row in rows:
             assert [c.stance for c in row.candidates] == STANCES
             assert all(len(c.ratings) == 15 and 60 <= len(c.content.split()) <= 160 for c in row.candidates)
+
+
+def test_the_frames_are_scaffolding_of_even_length():
+    frames = read(bundled("frames")).rows
+    assert len(frames) >= 4 and {f.kind for f in frames} == {"scaffolding"}
+    assert {f.extra["role"] for f in frames} == {"instrument", "protocol", "essay", "neutral"}
+    assert all(200 <= len(f.candidates[0].content.split()) <= 500 for f in frames)
+
+
+def test_the_bundled_protocol_leads_through_conversations_of_its_own():
+    scenarios = load_protocol(bundled("everyday", kind="protocol")).scenarios
+    assert len(scenarios) >= 10 and all(3 <= len(s.turns) <= 5 for s in scenarios)
+    asked = {
+        m.content for name in ("discernment", "discernment-multi") for r in read(bundled(name)).rows for m in r.prompt
+    }
+    assert not asked & {turn for s in scenarios for turn in s.turns}
