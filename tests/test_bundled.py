@@ -55,3 +55,15 @@ def test_the_bundled_protocol_leads_through_conversations_of_its_own():
         m.content for name in ("discernment", "discernment-multi") for r in read(bundled(name)).rows for m in r.prompt
     }
     assert not asked & {turn for s in scenarios for turn in s.turns}
+
+
+def test_the_style_control_differs_from_the_discernment_corpus_in_the_target_alone():
+    whole = {r.id: r for r in read(bundled("discernment")).rows}
+    controls = read(bundled("style-control"), scale=load_scale()).rows
+    assert len(controls) >= 48
+    for row in controls:
+        original = whole[row.extra["of"]]
+        assert (row.prompt, row.domain, row.split) == (original.prompt, original.domain, original.split)
+        assert row.candidates[:3] == original.candidates[:3] and row.candidates[3].stance == "style"
+    length = lambda rows, k: sum(len(r.candidates[k].content.split()) for r in rows)  # noqa: E731
+    assert abs(length(controls, 3) / length([whole[r.extra["of"]] for r in controls], 3) - 1) < 0.1
