@@ -66,10 +66,10 @@ def roll(
     """`how.samples` responses to each chosen prompt: a batch with `sampled_logps [B, N]` among its extras (nats at
     temperature 1, under the policy that sampled), and the responses in words where the prompts can be decoded."""
     K, n = how.samples, how.new_tokens
-    asked = [prompts.ids[c] for c in chosen for _ in range(K)]
-    made = generate(policy, asked, new_tokens=n, stop=prompts.stop, temperature=how.temperature, key=key)
+    asked = [prompts.ids[c] for c in chosen]
+    made = generate(policy, asked, new_tokens=n, stop=prompts.stop, samples=K, temperature=how.temperature, key=key)
     tokens, logps, lengths = (np.asarray(x) for x in made)
-    answers = [tokens[k, : lengths[k]].tolist() for k in range(len(asked))]
+    answers = [tokens[k, : lengths[k]].tolist() for k in range(len(asked) * K)]
     trees = [tree(list(prompts.ids[c]), answers[row * K : row * K + K]) for row, c in enumerate(chosen)]
     batch = one_per_row(trees, -(-prompts.length // BUCKET) * BUCKET + K * n, K * n, K)
     sampled = np.zeros(batch.weights.shape, np.float32)

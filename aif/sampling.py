@@ -1,14 +1,15 @@
 """Generation with a key-value cache, adapters and edits.
 
-Prompts are padded on the left to a common bucket, read once, and continued one token at a time inside one compiled
-loop that ends when every row has stopped.
+Prompts are padded on the left to a common length, read once, and continued one token at a time inside one compiled
+loop that ends when every row has stopped. Several samples of a prompt share its reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from itertools import chain, count
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +17,30 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from aif.models.decoder import empty_cache, forward, logits
+from aif.drawing import Per, draw, drawing
+from aif.errors import BadInput
+from aif.models.decoder import Cache, apart, empty_cache, forward, logits
 from aif.policy import Policy
 from aif.steering import Scope
+from aif.types import Edits
 
-BUCKET = 32  # prompt lengths are rounded up to multiples of this, which bounds the number of compilations
+BUCKET = 32  # the least length that prompts and answers are padded to
 
 
 class Generated(NamedTuple):
-    """New tokens `[B, n]`, their log-probabilities under the sampling policy at temperature 1, and lengths `[B]`
-    (the stop token included; what follows is padding)."""
+    """New tokens `[B, n]`, their log-probabilities under the sampling policy at temperature 1 with no filter, and
+    lengths `[B]` (the stop token included; what follows is padding)."""
 
     tokens: Int[Array, "B n"]
     logps: Float[Array, "B n"]
     lengths: Int[Array, "B"]
+
+
+def bucket(length: int) -> int:
+    """The smallest of 32, 64, 96, 128, 192, 256, 384, 512, ... that holds `length` tokens: prompts and answers are
+    padded to it, which bounds the number of compilations by the logarithm of the longest."""
+    sizes = chain([BUCKET], ((m * BUCKET) << k for k in count() for m in (2, 3)))
+    return next(size for size in sizes if size >= length)
 
 
 def generate(
@@ -37,77 +48,140 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     new_tokens: int,
-    stop: int,
-    temperature: float = 0.0,
+    stop: int | Sequence[int],
+    samples: int = 1,
+    temperature: Per = 0.0,
+    top_k: Per = 0,
+    top_p: Per = 1.0,
+    min_p: Per = 0.0,
     key: Array | None = None,
     scope: Scope = "all",
 ) -> Generated:
-    """Continue each prompt by up to `new_tokens` tokens; temperature 0 is greedy.
+    """Continue each prompt by up to `new_tokens` tokens, `samples` times; temperature 0 is greedy.
 
-    The policy's edits act on prompt tokens, on generated tokens, or on all, as `scope` says; the first generated token
-    is predicted from the last prompt token, which is a prompt token.
+    Rows are prompt by prompt, the samples of one beside each other. The policy's edits have a row for all prompts or
+    one each, and act on prompt tokens, on generated tokens, or on all, as `scope` says; the first generated token is
+    predicted from the last prompt token, which is a prompt token.
+
+    Args:
+      stop: the token that ends an answer, or several; what follows the end is filled with the first of them.
+      temperature, top_k, top_p, min_p: numbers, or one per row; see `aif.drawing`.
+      key: row b draws with `fold_in(key, b)`; or an array of a key per row. What a row draws depends on its key alone.
+
+    Raises:
+      BadInput: no prompt, an empty prompt, nothing to generate, or a value that is out of its range.
     """
-    longest = max(len(p) for p in prompts)
-    width = -(-longest // BUCKET) * BUCKET
-    tokens = np.zeros((len(prompts), width), np.int32)
-    segments = np.zeros((len(prompts), width), np.int32)
+    if not prompts or min(map(len, prompts)) < 1 or new_tokens < 1 or samples < 1:
+        raise BadInput("generate: give at least one prompt of one token, and ask for at least one token and sample")
+    rows, width = len(prompts) * samples, bucket(max(map(len, prompts)))
+    tokens, segments = np.zeros((2, len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = prompt
         segments[row, width - len(prompt) :] = 1
     on = np.array([scope in ("all", "prompt"), scope in ("all", "response")], np.float32)
     key = jax.random.key(0) if key is None else key
-    policy = policy.replace(remat="none")
-    return _generate(policy, tokens, segments, np.int32(stop), np.float32(temperature), key, on, new_tokens=new_tokens)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows)) if key.ndim == 0 else key
+    stops = np.atleast_1d(np.asarray(stop, np.int32))
+    stops = np.pad(stops, (0, -len(stops) % 4), mode="edge")
+    how = drawing(temperature, top_k, top_p, min_p)
+    made = _generate(
+        policy.replace(remat="none"),
+        tokens,
+        segments,
+        (stops, how, keys, on, np.int32(new_tokens)),
+        room=bucket(new_tokens),
+        samples=samples,
+        unrolled=unrolled(),
+    )
+    return Generated(made.tokens[:, :new_tokens], made.logps[:, :new_tokens], made.lengths)
 
 
-@partial(jax.jit, static_argnames="new_tokens")
-def _generate(policy, tokens, segments, stop, temperature, key, on, *, new_tokens):
-    B, P = tokens.shape
-    cache = empty_cache(policy.config, B, P + new_tokens, policy.compute_dtype)
-    starts = P - segments.sum(axis=1)
+def unrolled() -> bool:
+    """Whether layers are decoded one by one from weights that are `apart`. A scan would copy each layer's weights at
+    every token on CPU, which takes as long as the products themselves; elsewhere it reads them where they are."""
+    return jax.default_backend() == "cpu"
 
-    def run(tokens, positions, segments, cache, mask):
-        edits = None if policy.edits is None else policy.edits._replace(mask=mask)
-        out = forward(
-            policy.config,
-            policy.params,
-            tokens,
-            positions=positions,
-            segments=segments,
-            adapter=policy.adapter,
-            edits=edits,
-            cache=cache,
-            compute_dtype=policy.compute_dtype,
-        )
-        return logits(policy.params, out.hidden[:, -1]), out.cache
 
-    def choose(scores, step):
-        warm = jnp.where(temperature > 0, temperature, 1.0)
-        drawn = jax.random.categorical(jax.random.fold_in(key, step), scores / warm)
-        token = jnp.where(temperature > 0, drawn, jnp.argmax(scores, axis=-1)).astype(jnp.int32)
+@partial(jax.jit, static_argnames=("room", "samples", "unrolled"))
+def _generate(policy, tokens, segments, how, *, room, samples, unrolled):
+    stops, chances, keys, on, new_tokens = how
+    P, rows = tokens.shape[1], len(tokens) * samples
+    first, cache, starts = _read(policy, tokens, segments, on, room=room, samples=samples)
+    policy = policy.replace(edits=_rows(policy.edits, samples))
+    if unrolled:
+        policy, cache = _apart(policy, cache)
+
+    def choose(scores, step, done):
+        token = draw(scores, chances, jax.vmap(lambda key: jax.random.fold_in(key, step))(keys))
         logp = jnp.take_along_axis(scores, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(scores, axis=1)
-        return token, logp
+        token, logp = jnp.where(done, stops[0], token), jnp.where(done, 0.0, logp)
+        return token, logp, done | jnp.any(token[:, None] == stops, axis=1)
 
     def body(carry):
-        step, scores, cache, done, out_tokens, out_logps = carry
-        token, logp = choose(scores, step)
-        token, logp = jnp.where(done, stop, token), jnp.where(done, 0.0, logp)
-        out_tokens = out_tokens.at[:, step].set(token)
-        out_logps = out_logps.at[:, step].set(logp)
-        ended = done | (token == stop)
-        position = (P + step - starts)[:, None]
-        scores, cache = run(token[:, None], position, jnp.ones((B, 1), jnp.int32), cache, jnp.full((B, 1), on[1]))
-        return step + 1, scores, cache, ended, out_tokens, out_logps
+        step, cache, done, tokens, logps = carry
+        position = (P + step - 1 - starts)[:, None]
+        last = jax.lax.dynamic_slice_in_dim(tokens, step - 1, 1, axis=1)
+        ones = jnp.ones((rows, 1), jnp.int32)
+        scores, cache = _run(policy, last, position, ones, cache, jnp.full((rows, 1), on[1]))
+        token, logp, done = choose(scores, step, done)
+        return step + 1, cache, done, tokens.at[:, step].set(token), logps.at[:, step].set(logp)
 
+    token, logp, done = choose(first, 0, jnp.zeros(rows, bool))
+    made = jnp.full((rows, room), stops[0]).at[:, 0].set(token), jnp.zeros((rows, room)).at[:, 0].set(logp)
+    more = lambda carry: (carry[0] < new_tokens) & ~jnp.all(carry[2])  # noqa: E731
+    *_, made, logps = jax.lax.while_loop(more, body, (jnp.int32(1), cache, done, *made))
+    ends = jnp.any(made[:, :, None] == stops, axis=2)
+    return Generated(
+        made, logps, jnp.where(ends.any(axis=1), jnp.minimum(jnp.argmax(ends, axis=1) + 1, new_tokens), new_tokens)
+    )
+
+
+def _read(policy, tokens, segments, on, *, room, samples):
+    """Logits after each prompt, the cache with `room` for its answer, and where it starts: a row for every sample."""
+    B, P = tokens.shape
+    starts = P - segments.sum(axis=1)
     positions = jnp.maximum(jnp.arange(P)[None] - starts[:, None], 0)
-    scores, cache = run(tokens, positions, segments, cache, segments * on[0])
-    blank = jnp.full((B, new_tokens), stop, jnp.int32)
-    first = (jnp.int32(0), scores, cache, jnp.zeros(B, bool), blank, jnp.zeros((B, new_tokens)))
-    more = lambda carry: (carry[0] < new_tokens) & ~jnp.all(carry[3])  # noqa: E731
-    _, _, _, _, out_tokens, out_logps = jax.lax.while_loop(more, body, first)
-    stops = out_tokens == stop
-    lengths = jnp.where(stops.any(axis=1), jnp.argmax(stops, axis=1) + 1, new_tokens)
-    return Generated(out_tokens, out_logps, lengths)
+    cache = empty_cache(policy.config, B, P, policy.compute_dtype)
+    scores, cache = _run(policy, tokens, positions, segments, cache, segments * on[0])
+
+    def wide(x: Array) -> Array:
+        row, slot = {5: (1, 3), 2: (0, 1), 0: (0, 0)}[x.ndim]
+        ends = [(0, room if axis == slot else 0) for axis in range(x.ndim)]
+        return jnp.pad(jnp.repeat(x, samples, axis=row), ends) if x.ndim else x
+
+    return jnp.repeat(scores, samples, axis=0), jax.tree.map(wide, cache), jnp.repeat(starts, samples)
+
+
+def _run(policy, tokens, positions, segments, cache, mask):
+    """Logits after the last of these tokens, and the cache with them."""
+    edits = None if policy.edits is None else policy.edits._replace(mask=mask)
+    out = forward(
+        policy.config,
+        policy.params,
+        tokens,
+        positions=positions,
+        segments=segments,
+        adapter=policy.adapter,
+        edits=edits,
+        cache=cache,
+        compute_dtype=policy.compute_dtype,
+    )
+    return logits(policy.params, out.hidden[:, -1]), out.cache
+
+
+def _rows(edits: Edits | None, samples: int) -> Edits | None:
+    """The edits of each prompt for each of its samples; one row for all stays one."""
+    if edits is None or edits.add.shape[1] == 1:
+        return edits
+    add, gain, target = (jnp.repeat(x, samples, axis=1) for x in (edits.add, edits.gain, edits.target))
+    return edits._replace(add=add, gain=gain, target=target)
+
+
+def _apart(policy: Policy, cache: Cache) -> tuple[Policy, Cache]:
+    """Weights and cache as one array per layer."""
+    L = policy.config.layers
+    params: dict[str, Any] = {**policy.params, "layers": apart(policy.params["layers"], L)}
+    return policy.replace(params=params), cache._replace(k=apart(cache.k, L), v=apart(cache.v, L))
 
 
 def degeneration(text: str, ids: Sequence[int]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -59,10 +60,10 @@ class DecoderConfig:
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far; the first `length` slots are filled."""
+    """Keys and values of the tokens seen so far, stacked or a layer at a time; the first `length` slots are filled."""
 
-    k: Float[Array, "L B G S d"]
-    v: Float[Array, "L B G S d"]
+    k: Float[Array, "L B G S d"] | tuple[Float[Array, "B G S d"], ...]
+    v: Float[Array, "L B G S d"] | tuple[Float[Array, "B G S d"], ...]
     segments: Int[Array, "B S"]
     branches: Int[Array, "B S"]
     length: Int[Array, ""]
@@ -158,9 +159,7 @@ def forward(
         k = rotate(heads(linear(x, w["k"], lora.get("k")), config.kv_heads), cos, sin).transpose(0, 2, 1, 3)
         v = heads(linear(x, w["v"], lora.get("v")), config.kv_heads).transpose(0, 2, 1, 3)
         if kv is not None:
-            at = (number, 0, 0, offset, 0)
-            kv = tuple(jax.lax.dynamic_update_slice(old, new[None], at) for old, new in zip(kv, (k, v), strict=True))
-            k, v = (jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in kv)
+            (k, v), kv = _extended(kv, number, offset, (k, v))
         mixed = attention(q, k, v, bias).transpose(0, 2, 1, 3).reshape(B * T, -1)
         h = h + linear(mixed, w["o"], lora.get("o")).reshape(B, T, -1)
         x = rms_norm(h, w["mlp_norm"], config.norm_eps).reshape(B * T, -1)
@@ -177,11 +176,37 @@ def forward(
         block = jax.checkpoint(block, policy=REMAT[remat])
     steer = None if edits is None else (edits.vector, edits.add, edits.gain, edits.target)
     kv = None if cache is None else (cache.k, cache.v)
-    xs = (jnp.arange(config.layers), params["layers"], adapter, steer)
-    (h, kv), taps = jax.lax.scan(block, (h, kv), xs)
+    (h, kv), taps = _through(block, (h, kv), config.layers, params["layers"], (adapter, steer))
     if cache is not None and kv is not None:
         cache = cache._replace(k=kv[0], v=kv[1], length=offset + T)
     return Output(rms_norm(h, params["norm"], config.norm_eps), taps, cache)
+
+
+def apart(stacked: Any, layers: int) -> tuple:
+    """Values stacked over layers as a tuple of one per layer: what a loop that runs them many times should hold, since
+    a scan copies every layer's weights out of the stack each time."""
+    return tuple(jax.tree.map(itemgetter(n), stacked) for n in range(layers))
+
+
+def _through(block: Any, carry: tuple, layers: int, weights: Any, beside: tuple) -> tuple[tuple, Any]:
+    """All blocks in turn: a scan over stacked weights, or a plain loop over weights that are `apart`."""
+    if not isinstance(weights, tuple):
+        return jax.lax.scan(block, carry, (jnp.arange(layers), weights, *beside))
+    taps = []
+    for number, (w, values) in enumerate(zip(weights, apart(beside, layers), strict=True)):
+        carry, tapped = block(carry, (number, w, *values))
+        taps.append(tapped)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *taps)
+
+
+def _extended(kv: tuple, number: Any, offset: Any, new: tuple[Array, Array]) -> tuple[tuple, tuple]:
+    """A layer's keys and values with the `new` ones put in from slot `offset` on, and the cache that holds them."""
+    put = jax.lax.dynamic_update_slice
+    if isinstance(kv[0], tuple):
+        k, v = (put(old[number], x, (0, 0, offset, 0)) for old, x in zip(kv, new, strict=True))
+        return (k, v), tuple((*old[:number], x, *old[number + 1 :]) for old, x in zip(kv, (k, v), strict=True))
+    kv = tuple(put(old, x[None], (number, 0, 0, offset, 0)) for old, x in zip(kv, new, strict=True))
+    return tuple(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in kv), kv
 
 
 def logits(params: Params, hidden: Float[Array, "*shape D"]) -> Float[Array, "*shape V"]:

@@ -95,11 +95,13 @@ def attention(
     """softmax(q k^T / sqrt(d) + bias) v, where H/G query heads share a key head (GQA).
 
     Without a cache (T = S) the loop over blocks of queries, unrolled at trace time, skips the keys after each block.
+    With one, the heads that share a key head are rows of one product, and no key is repeated.
     """
     T, S, share = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    k, v = jnp.repeat(k, share, axis=1), jnp.repeat(v, share, axis=1)
     if T != S:
-        return _attend(q, k, v, bias)
+        folded = q.reshape(q.shape[0], k.shape[1], share * T, -1)
+        return _attend(folded, k, v, jnp.tile(bias, (1, share, 1))).reshape(q.shape)
+    k, v = jnp.repeat(k, share, axis=1), jnp.repeat(v, share, axis=1)
     size = max(BLOCK, -(-T // BLOCKS))
     spans = [(start, min(start + size, T)) for start in range(0, T, size)]
     blocks = [_attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], bias[:, a:b, :b]) for a, b in spans]

@@ -13,6 +13,7 @@ CHECKED = [
     "aif.adapter",
     "aif.basins",
     "aif.directions",
+    "aif.drawing",
     "aif.free_energy",
     "aif.models.decoder",
     "aif.models.layers",

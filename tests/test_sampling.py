@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aif.errors import BadInput
 from aif.models.decoder import DecoderConfig, forward, logits, random_params
 from aif.policy import Policy
 from aif.sampling import degeneration, generate
@@ -136,11 +137,11 @@ def test_scope_names_the_positions_that_are_steered(scope):
     np.testing.assert_array_equal(made.tokens, 0)
 
 
-def test_edits_change_without_compiling_again(toy, prompts):
+def test_edits_change_without_compiling_again(toy, toy_adapter, prompts):
     """A clamp in the place of a push, and other doses, reuse the compiled loop."""
     from aif.sampling import _generate
 
-    c = toy.config
+    c, toy = toy.config, toy.replace(adapter=toy_adapter)
     direction = jax.random.normal(jax.random.key(2), (c.layers, c.width))
     norms = jnp.ones(c.layers)
     first = generate(toy.replace(edits=add(direction, jnp.ones(4), norms, layers=[1])), prompts, new_tokens=3, stop=1)
@@ -168,16 +169,95 @@ def test_temperature_draws_from_the_tempered_softmax(toy):
     assert (np.asarray(sample(key=jax.random.key(1)).tokens) != made.tokens).any()
 
 
-def test_sampled_logps_are_the_policys(toy, toy_adapter, prompts):
+def test_sampled_logps_are_the_policys(toy, toy_adapter, prompts, edits):
     """Teacher forcing of what was sampled gives the log-probabilities that sampling reported."""
-    policy = toy.replace(adapter=toy_adapter)
+    policy = toy.replace(adapter=toy_adapter, edits=edits)
     made = generate(policy, prompts, new_tokens=NEW, stop=NEVER, temperature=1.3, key=jax.random.key(4))
     texts = [[*p, *np.asarray(t).tolist()] for p, t in zip(prompts, made.tokens, strict=True)]
     tokens = np.stack([np.pad(t, (0, ROOM - len(t))) for t in texts])
-    log_p = np.asarray(jax.nn.log_softmax(_scores(policy, tokens, None, new=NEW)))
+    log_p = np.asarray(jax.nn.log_softmax(_scores(policy, tokens, mask_of(LENGTHS, "all"), new=NEW)))
     for row, length in enumerate(LENGTHS):
         want = [log_p[row, length + t - 1, texts[row][length + t]] for t in range(NEW)]
         np.testing.assert_allclose(made.logps[row], want, rtol=0, atol=2e-5)
+
+
+def test_samples_share_the_reading_of_their_prompt(toy, toy_adapter, prompts):
+    """Three samples of each prompt are what three copies of it give, edits per prompt included."""
+    c, keys = toy.config, jax.random.split(jax.random.key(9), 12)
+    direction = jax.random.normal(jax.random.key(1), (c.layers, c.width))
+    some = partial(add, direction, norms=jnp.ones(c.layers), layers=[1])
+    doses = jnp.array([2.0, -2.0, 1.0, 0.5])
+    draw = partial(generate, new_tokens=NEW, stop=NEVER, temperature=1.0, top_p=0.9, key=keys)
+    shared = draw(toy.replace(adapter=toy_adapter, edits=some(doses)), prompts, samples=3)
+    copied = [p for p in prompts for _ in range(3)]
+    apart = draw(toy.replace(adapter=toy_adapter, edits=some(jnp.repeat(doses, 3))), copied)
+    np.testing.assert_array_equal(shared.tokens, apart.tokens)
+    np.testing.assert_allclose(shared.logps, apart.logps, rtol=0, atol=2e-5)
+    assert len({tuple(t) for t in shared.tokens.tolist()}) > 4
+
+
+def test_a_sample_depends_on_its_key_alone(toy, prompts):
+    """Drawn in a batch, alone, and at another place of a batch."""
+    keys = jax.random.split(jax.random.key(3), 4)
+    draw = partial(generate, toy, new_tokens=NEW, stop=NEVER, temperature=1.0)
+    together = draw(prompts, key=keys)
+    turned = draw(prompts[::-1], key=keys[::-1])
+    np.testing.assert_array_equal(turned.tokens[::-1], together.tokens)
+    np.testing.assert_array_equal(draw(prompts[2:3], key=keys[2:3]).tokens[0], together.tokens[2])
+
+
+def test_layers_in_a_loop_or_a_scan(toy, toy_adapter, prompts, edits, monkeypatch):
+    """Weights and cache apart, or stacked as on an accelerator: the same tokens."""
+    policy = toy.replace(adapter=toy_adapter, edits=edits)
+    want = generate(policy, prompts, new_tokens=NEW, stop=NEVER)
+    monkeypatch.setattr("aif.sampling.unrolled", lambda: False)
+    made = generate(policy, prompts, new_tokens=NEW, stop=NEVER)
+    np.testing.assert_array_equal(made.tokens, want.tokens)
+    np.testing.assert_allclose(made.logps, want.logps, rtol=0, atol=2e-5)
+
+
+def test_any_of_several_stop_tokens_ends_a_row(toy, prompts):
+    """The first of two that a row emits ends it; the padding is the first of the list."""
+    free = np.asarray(generate(toy, prompts, new_tokens=NEW, stop=NEVER).tokens)
+    stops = [int(free[0, 3]), int(free[1, 2])]
+    made = generate(toy, prompts, new_tokens=NEW, stop=stops)
+    for row in range(4):
+        seen = np.flatnonzero(np.isin(free[row], stops))
+        length = int(seen[0]) + 1 if len(seen) else NEW
+        assert int(made.lengths[row]) == length
+        np.testing.assert_array_equal(made.tokens[row, :length], free[row, :length])
+        np.testing.assert_array_equal(made.tokens[row, length:], stops[0])
+
+
+def test_lengths_are_few(toy):
+    """Prompts of 1 to 200 tokens and answers of 1 to 90 meet 6 and 3 lengths: that bounds the compilations."""
+    from aif.sampling import _generate, bucket
+
+    assert [bucket(n) for n in (1, 32, 33, 65, 97, 129, 193, 257, 1025)] == [32, 32, 64, 96, 128, 192, 256, 384, 1536]
+    assert len({bucket(n) for n in range(1, 100_001)}) == 24
+    before = _generate._cache_size()
+    for length, new in ((40, 1), (64, 2), (33, 5), (50, 32), (5, 33), (6, 40)):
+        generate(toy, [[1] * length] * 2, new_tokens=new, stop=0)
+    assert _generate._cache_size() - before == 2
+
+
+def test_filters_change_without_compiling_again(toy, prompts):
+    from aif.sampling import _generate
+
+    draw = partial(generate, toy, prompts, new_tokens=3, stop=NEVER)
+    greedy = draw()
+    compiled = _generate._cache_size()
+    np.testing.assert_array_equal(draw(temperature=1.0, top_k=1).tokens, greedy.tokens)
+    np.testing.assert_array_equal(draw(temperature=0.5, top_p=1e-6, min_p=0.2).tokens, greedy.tokens)
+    assert _generate._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    "prompts,options", [([], {}), ([[1], []], {}), ([[1]], {"new_tokens": 0}), ([[1]], {"samples": 0})]
+)
+def test_nothing_to_continue_is_refused(toy, prompts, options):
+    with pytest.raises(BadInput, match="at least one prompt"):
+        generate(toy, prompts, **{"new_tokens": 1, "stop": 0, **options})
 
 
 def test_degeneration_by_hand():
