@@ -1,9 +1,11 @@
-"""Adapters as data: low-rank factors and steering vectors in a dict of stacked arrays.
+"""Adapters as data: low-rank factors, steering vectors and whole weight changes in a dict of stacked arrays.
 
     {"q": {"a": [L, in, r], "b": [L, r, out], "scale": [L]}, ..., "vector": {"u": [L, D], "scale": [L]}}
+    {"layers/q/w": {"d": [L, in, out]}, "embed": {"d": [1, V, D]}, ...}
 
 A low-rank target adds `scale (x A) B` to its linear layer; a vector adds `scale u` to the residual at the block's
-output. `scale` is a constant of the adapter (alpha / rank, and 0 in layers it leaves alone).
+output. `scale` is a constant of the adapter (alpha / rank, and 0 in layers it leaves alone). A full fine-tune is the
+change d of every weight: what is rescaled, drawn at random or compared is the same for all three.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from jaxtyping import Float
 from aif.errors import BadInput
 from aif.models.decoder import TARGETS, DecoderConfig
 from aif.types import Adapter
+
+DRAWN = ("a", "b", "u", "d")  # leaves that hold a solution's values
+LINEAR = ("b", "u", "d")  # those that its effect is proportional to
 
 
 def _layer_mask(config: DecoderConfig, layers: Sequence[int] | None) -> Array:
@@ -81,8 +86,33 @@ def check(adapter: dict[str, Any], config: DecoderConfig, where: str = "adapter"
     return adapter
 
 
+def change(params: dict, base: dict) -> Adapter:
+    """A full fine-tune as the change of every weight, `params - base`; arrays outside the layers count as one layer."""
+    out: Adapter = {}
+    for (path, new), old in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(base), strict=True):
+        names = [k.key for k in path]
+        moved = new - old
+        out["/".join(names)] = {"d": moved if names[0] == "layers" else moved[None]}
+    return out
+
+
+def changed(params: dict, adapter: Adapter) -> tuple[dict, Adapter | None]:
+    """(the weights with whole changes added, what of the adapter stays beside them)."""
+    whole = {name: part["d"] for name, part in adapter.items() if "d" in part}
+    if not whole:
+        return params, adapter
+
+    def add(path: tuple, x: Array) -> Array:
+        d = whole.get("/".join(k.key for k in path))
+        return x if d is None else x + d.reshape(x.shape).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(add, params), {n: p for n, p in adapter.items() if n not in whole} or None
+
+
 def _square_norm(target: dict[str, Array]) -> Float[Array, "L"]:
-    """||scale A B||_F^2 per layer as trace((A^T A)(B B^T)), or ||scale u||^2."""
+    """||scale A B||_F^2 per layer as trace((A^T A)(B B^T)), ||scale u||^2, or ||d||^2."""
+    if "d" in target:
+        return jnp.sum(jnp.square(target["d"]), axis=tuple(range(1, target["d"].ndim)))
     if "u" in target:
         return jnp.square(target["scale"]) * jnp.sum(jnp.square(target["u"]), axis=-1)
     gram_a = jnp.einsum("lir,lis->lrs", target["a"], target["a"])
@@ -96,9 +126,9 @@ def effective_norm(adapter: Adapter) -> Float[Array, ""]:
 
 
 def rescale(adapter: Adapter, factor: Float[Array, ""] | float) -> Adapter:
-    """The same adapter with `factor` times its effect; only B (or u) is touched."""
+    """The same adapter with `factor` times its effect; only B (or u, or d) is touched."""
     return {
-        name: {leaf: x * factor if leaf in ("b", "u") else x for leaf, x in target.items()}
+        name: {leaf: x * factor if leaf in LINEAR else x for leaf, x in target.items()}
         for name, target in adapter.items()
     }
 
@@ -115,11 +145,11 @@ def random_like(adapter: Adapter, key: Array) -> Adapter:
     out: Adapter = {}
     for number, (name, target) in enumerate(adapter.items()):
         fresh = dict(target)
-        for leaf_number, leaf in enumerate(x for x in ("a", "b", "u") if x in target):
+        for leaf_number, leaf in enumerate(x for x in DRAWN if x in target):
             leaf_key = jax.random.fold_in(jax.random.fold_in(key, number), leaf_number)
             fresh[leaf] = jax.random.normal(leaf_key, target[leaf].shape)
         ratio = jnp.sqrt(_square_norm(target) / jnp.maximum(_square_norm(fresh), 1e-30))
-        last = "u" if "u" in fresh else "b"
+        last = next(leaf for leaf in LINEAR if leaf in fresh)
         fresh[last] = fresh[last] * ratio.reshape(-1, *[1] * (fresh[last].ndim - 1))
         out[name] = fresh
     return out

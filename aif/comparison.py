@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from aif import results as records
-from aif.adapter import effective_norm
+from aif.adapter import change, effective_norm
 from aif.basins import Bench, Measured, Subject
 from aif.basins.scoring import divergences
 from aif.checkpoint import load_arrays, save_arrays
@@ -73,14 +73,13 @@ def compare(config: Config, folder: Path, *, progress: Progress, command: str = 
     trained = {seed: train_arms(run, seed) for seed in config.seeds}
     with run.phase("direction"):
         activations, direction, layer = extract(run)
+    full = config.adapter.kind == "full"
     subjects = [
-        Subject(arm, stage.trainable, seed)
+        Subject(arm, change(stage.trainable, e.base.params) if full else stage.trainable, seed)
         for seed, arms in trained.items()
         for arm, stage in arms.items()
         if arm != "start"
     ]
-    if config.adapter.kind == "full":
-        subjects = []
     subjects.append(Subject("contrast direction", as_adapter(direction, layer)))
     bench = make_bench(run, subjects)
     measured: list[Measured] = []

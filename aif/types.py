@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from aif.errors import BadInput
 
 Params = dict[str, Any]  # nested dict of arrays; every leaf under "layers" is stacked [L, ...]
-Adapter = dict[str, dict[str, Array]]  # target name -> {"a", "b", "scale"} or {"u", "scale"}, every leaf [L, ...]
+Adapter = dict[str, dict[str, Array]]  # target name -> {"a", "b", "scale"}, {"u", "scale"} or {"d"}, leaves [L, ...]
 Scalar = Float[Array, ""] | float  # a hyperparameter: a number when it is given, an array inside the jitted step
 Tap = Callable[[Array], Any]  # residual [B, T, D] after a block -> what to return, stacked over L
 

@@ -21,7 +21,7 @@ from aif.types import Adapter
 
 @dataclass(frozen=True)
 class Subject:
-    """A solution under measurement: an adapter beside the base model. `control` marks random twins."""
+    """A solution under measurement: what it adds to the base model. `control` marks random twins."""
 
     name: str
     adapter: Adapter
@@ -31,7 +31,8 @@ class Subject:
     @property
     def kind(self) -> str:
         """Solutions of one kind share a norm grid: effective norms of weights and of vectors do not compare."""
-        return "vector" if "vector" in self.adapter else "lora"
+        parts = list(self.adapter.values())
+        return "full" if any("d" in p for p in parts) else "vector" if any("u" in p for p in parts) else "lora"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from aif.basins import Bench, Measured, Subject, ratio, weighted_mean
-from aif.basins.norms import Grid, grids
+from aif.basins.norms import Grid, at_norm, grids
 from aif.basins.scoring import grid_losses, losses
 
 QUANTITIES = ("minimum loss", "norm at the minimum", "gain at the common norm")
@@ -34,7 +34,7 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
     for grid in grids(bench, options.factors, options.controls):
         for subject in grid.subjects:
             bench.say(f"efficiency: {subject.name}")
-            sums, _ = grid_losses(bench.base, grid.adapters(subject), bench.target, rows=bench.rows)
+            sums, _ = grid_losses(bench.base, at_norm(subject), grid.points, bench.target, rows=bench.rows)
             out += _quantities(subject, grid, sums, base_sums, tokens)
     return out
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from aif.basins import Bench, Measured, Subject, ratio
-from aif.basins.scoring import losses
+from aif.basins.scoring import carrying, losses
 from aif.batches import Dataset
 
 SPLITS = ("training domains", "held-out domains")
@@ -42,7 +42,7 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
         before = log_odds(*losses(bench.base, data, rows=bench.rows), data)
         for subject in (s for s in bench.subjects if not s.control):
             bench.say(f"generality: {subject.name}, {split}")
-            after = log_odds(*losses(bench.base.replace(adapter=subject.adapter), data, rows=bench.rows), data)
+            after = log_odds(*losses(carrying(bench.base, subject.adapter), data, rows=bench.rows), data)
             out.append(_quantity(subject, split, after - before))
     return out
 

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+from jaxtyping import Float
 
 from aif.adapter import effective_norm, random_like, to_norm
 from aif.basins import Bench, Subject
-from aif.types import Adapter
 
 
 class Grid(NamedTuple):
@@ -20,19 +23,40 @@ class Grid(NamedTuple):
     norms: np.ndarray
     common: int
 
-    def adapters(self, subject: Subject) -> list[Adapter]:
-        """The subject rescaled to every norm."""
-        return [to_norm(subject.adapter, n) for n in self.norms]
+    @property
+    def points(self) -> Float[Array, "P"]:
+        """The norms as `at_norm` takes them."""
+        return jnp.asarray(self.norms, jnp.float32)
+
+
+def at_norm(subject: Subject) -> Partial:
+    """The family of a subject's rescalings: norm -> adapter."""
+    return Partial(to_norm, subject.adapter)
 
 
 def grids(bench: Bench, factors: Sequence[float], controls: int) -> Iterator[Grid]:
-    """A grid per kind of solution; the factor 1, the common norm, is always in it."""
+    """A grid per kind of solution; the factor 1, the common norm, is always in it. What has no norm has no grid."""
     every = sorted({*factors, 1.0})
     for kind in dict.fromkeys(s.kind for s in bench.subjects):
-        subjects = [s for s in bench.subjects if s.kind == kind and not s.control]
+        subjects = [s for s in moved(bench) if s.kind == kind]
+        if not subjects:
+            continue
         mean = float(np.mean([float(effective_norm(s.adapter)) for s in subjects]))
         twins = [
             Subject(f"random {kind}", random_like(subjects[-1].adapter, jax.random.fold_in(bench.key, k)), k, True)
             for k in range(controls)
         ]
         yield Grid(subjects + twins, mean * np.array(every), every.index(1.0))
+
+
+def moved(bench: Bench) -> list[Subject]:
+    """The solutions that differ from the base model; what does not, or is not finite, is left out with a note."""
+    out = []
+    for subject in (s for s in bench.subjects if not s.control):
+        norm = float(effective_norm(subject.adapter))
+        if 0 < norm < np.inf:
+            out.append(subject)
+        else:
+            why = "it is the base model: its norm is zero" if norm == 0 else f"its norm is {norm}"
+            bench.note(f"{subject.name} is left out where solutions are compared at one norm: {why}.")
+    return out

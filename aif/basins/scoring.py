@@ -1,52 +1,151 @@
-"""Per-row losses and divergences of a policy: what every basin metric is made of."""
+"""Per-row losses and divergences: what every basin metric is made of.
+
+A *family* turns a point (a norm, a noise level) into an adapter; a whole grid of points over the whole data set is one
+compiled program, and other values of the family's arrays compile nothing again. On a CPU the points follow one another
+(one adapter's products fill the machine already, stacked adapters only cost cache); elsewhere they run side by side.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
+from aif.adapter import changed
 from aif.batches import Dataset, once
 from aif.models.decoder import logits
 from aif.objectives.logprobs import response_sums, token_logprobs
 from aif.policy import Policy
-from aif.types import Adapter, Batch
+from aif.types import Adapter, Batch, as_partial
 
 CHUNK = 128  # positions whose two full next-token distributions are held at a time
+AT_A_TIME = 2048  # tokens of a batch, at least: without a backward pass memory allows it, and long GEMMs pay
+Family = Callable[[Any], Adapter]
 
 
-@jax.jit
-def _response_losses(policy: Policy, batch: Batch) -> tuple[Array, Array]:
-    return -response_sums(token_logprobs(policy, batch), batch), response_sums(jnp.ones_like(batch.weights), batch)
+def carrying(base: Policy, adapter: Adapter | None) -> Policy:
+    """The base policy with a solution: its adapter beside the weights, whole weight changes added to them."""
+    if adapter is None:
+        return base.replace(adapter=None)
+    params, beside = changed(base.params, adapter)
+    return base.replace(params=params, adapter=beside)
 
 
 def losses(policy: Policy, data: Dataset, *, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """(- ln p summed over its tokens, number of tokens) of every response of the data set, nats."""
-    found = [(*_response_losses(policy, batch), batch.ids) for batch in once(data, rows=rows)]
-    return _in_order(found)
+    batches = stacked(data, rows)
+    return in_order(batches.ids, _losses(policy, batches)), in_order(batches.ids, _tokens(batches))
 
 
-def grid_losses(base: Policy, adapters: list[Adapter], data: Dataset, *, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """`losses` for several adapters of one shape: sums `[responses, adapters]`, tokens `[responses]`."""
-    columns = [losses(base.replace(adapter=adapter), data, rows=rows) for adapter in adapters]
-    return np.stack([sums for sums, _ in columns], axis=1), columns[0][1]
+def grid_losses(
+    base: Policy, family: Family, points: Any, data: Dataset, *, rows: int
+) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, "N"]]:
+    """`losses` of base + family(point) at every point: sums `[responses, points]`, tokens `[responses]`.
+
+    Args:
+      family: a function, or a `Partial` that binds arrays; point -> adapter.
+      points: array or pytree of arrays, `[P, ...]`.
+    """
+    batches = stacked(data, rows)
+    sums = _grid_losses(base, as_partial(family), points, batches, together=together())
+    return in_order(batches.ids, sums), in_order(batches.ids, _tokens(batches))
 
 
-def _in_order(found: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.concatenate([i[i >= 0] for *_, i in found])
-    first, second = (np.concatenate([np.asarray(f[k])[f[-1] >= 0] for f in found]) for k in (0, 1))
-    order = np.argsort(ids)
-    return first[order].astype(np.float64), second[order].astype(np.float64)
+def divergences(
+    reference: Policy, policies: Sequence[Policy], data: Dataset, *, rows: int
+) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, "N"]]:
+    """KL(reference || policy) of the next token, full vocabulary, summed over the scored tokens of every response:
+    `[responses, policies]` in nats, and tokens `[responses]`. The reference's residuals are found once."""
+    batches = stacked(data, rows)
+    hidden = _hidden(reference, batches)
+    columns = [_divergences(policy, reference, hidden, batches) for policy in policies]
+    return in_order(batches.ids, np.stack(columns)), in_order(batches.ids, _tokens(batches))
+
+
+def grid_divergences(
+    base: Policy, families: Sequence[Family], points: Sequence[Any], data: Dataset, *, rows: int
+) -> tuple[list[Float[np.ndarray, "N P"]], Float[np.ndarray, "N"]]:
+    """`divergences` of base + family(point) from the base, for each family with its points."""
+    batches = stacked(data, rows)
+    hidden = _hidden(base, batches)
+    run = partial(_grid_divergences, base, hidden=hidden, batches=batches, together=together())
+    found = [run(as_partial(f), p) for f, p in zip(families, points, strict=True)]
+    return [in_order(batches.ids, sums) for sums in found], in_order(batches.ids, _tokens(batches))
+
+
+def together() -> bool:
+    """Whether points run side by side: everywhere but on a CPU."""
+    return jax.default_backend() != "cpu"
+
+
+def stacked(data: Dataset, rows: int) -> Batch:
+    """The whole data set as batches of one shape, `[batches, B, ...]`, with the least padding that this allows."""
+    found = jax.tree.map(lambda *x: np.concatenate(x), *once(data, rows=rows))
+    filled = np.asarray(found.segments).any(axis=1)
+    n, T = int(filled.sum()), found.tokens.shape[1]
+    count = -(-n * T // max(rows * data.length, AT_A_TIME))
+    B = -(-n // count)
+
+    def shaped(path: tuple, x: np.ndarray) -> np.ndarray:
+        blank = -1 if path[0].name in ("group", "ids") else 0
+        spare = np.full((count * B - n, *x.shape[1:]), blank, x.dtype)
+        return np.concatenate([x[filled], spare]).reshape(count, B, *x.shape[1:])
+
+    return jax.tree_util.tree_map_with_path(shaped, found)
+
+
+def in_order(ids: Any, values: Any) -> np.ndarray:
+    """Values per response slot, `[..., batches, B, R]`, by response number: `[responses, ...]` float64."""
+    ids = np.asarray(ids)
+    filled = ids >= 0
+    flat = np.asarray(values, np.float64)[..., filled]
+    return np.moveaxis(flat[..., np.argsort(ids[filled])], -1, 0)
+
+
+def _tokens(batches: Batch) -> np.ndarray:
+    return np.asarray(jax.vmap(lambda b: response_sums(jnp.ones_like(b.weights), b))(batches))
 
 
 @jax.jit
-def _hidden(policy: Policy, batch: Batch) -> Array:
-    return policy(batch).hidden
+def _losses(policy: Policy, batches: Batch) -> Array:
+    return jax.lax.map(lambda batch: -response_sums(token_logprobs(policy, batch), batch), batches)
+
+
+@partial(jax.jit, static_argnames="together")
+def _grid_losses(base: Policy, family: Any, points: Any, batches: Batch, *, together: bool) -> Array:
+    at = lambda point: _losses(carrying(base, family(point)), batches)  # noqa: E731
+    return _over(at, points, together)
 
 
 @jax.jit
-def _divergence(policy: Policy, reference: Policy, reference_hidden: Array, batch: Batch) -> tuple[Array, Array]:
+def _hidden(policy: Policy, batches: Batch) -> Array:
+    return jax.lax.map(lambda batch: policy(batch).hidden, batches)
+
+
+@jax.jit
+def _divergences(policy: Policy, reference: Policy, hidden: Array, batches: Batch) -> Array:
+    return jax.lax.map(lambda xs: _divergence(policy, reference, *xs), (hidden, batches))
+
+
+@partial(jax.jit, static_argnames="together")
+def _grid_divergences(
+    base: Policy, family: Any, points: Any, *, hidden: Array, batches: Batch, together: bool
+) -> Array:
+    at = lambda point: _divergences(carrying(base, family(point)), base, hidden, batches)  # noqa: E731
+    return _over(at, points, together)
+
+
+def _over(at: Callable[[Any], Array], points: Any, together: bool) -> Array:
+    return jax.vmap(at)(points) if together else jax.lax.map(at, points)
+
+
+def _divergence(policy: Policy, reference: Policy, reference_hidden: Array, batch: Batch) -> Array:
     hidden = policy(batch).hidden
     pick = lambda h: jnp.take_along_axis(h, batch.index[..., None], axis=1)  # noqa: E731
     pairs = jnp.stack([pick(reference_hidden), pick(hidden)])  # [2, B, N, D]
@@ -61,18 +160,4 @@ def _divergence(policy: Policy, reference: Policy, reference_hidden: Array, batc
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
     per_token = jax.lax.map(kl, chunks).reshape(-1)[: B * N].reshape(B, N)
-    return response_sums(per_token, batch), response_sums(jnp.ones_like(batch.weights), batch)
-
-
-def divergences(
-    reference: Policy, policies: list[Policy], data: Dataset, *, rows: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """KL(reference || policy) of the next token, full vocabulary, summed over the scored tokens of every response:
-    `[responses, policies]` in nats, and tokens `[responses]`. The reference runs once."""
-    columns: list[list[tuple]] = [[] for _ in policies]
-    for batch in once(data, rows=rows):
-        hidden = _hidden(reference, batch)
-        for column, policy in zip(columns, policies, strict=True):
-            column.append((*_divergence(policy, reference, hidden, batch), batch.ids))
-    done = [_in_order(column) for column in columns]
-    return np.stack([sums for sums, _ in done], axis=1), done[0][1]
+    return response_sums(per_token, batch)

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from aif.basins import Bench, Measured, Subject, ratio
-from aif.basins.norms import Grid, grids
-from aif.basins.scoring import divergences
+from aif.basins.norms import Grid, at_norm, grids
+from aif.basins.scoring import grid_divergences
 from aif.batches import Dataset, build
 from aif.corpus import Candidate, Conversation
 from aif.corpus.pretraining import texts
@@ -60,9 +60,8 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
     data = text_data(bench, options)
     measured = [(s, grid) for grid in grids(bench, options.factors, options.controls) for s in grid.subjects]
     bench.say(f"significance: {', '.join(s.name for s, _ in measured)}")
-    policies = [bench.base.replace(adapter=a) for s, grid in measured for a in grid.adapters(s)]
-    sums, tokens = divergences(bench.base, policies, data, rows=bench.rows)
-    each = np.split(sums, len(measured), axis=1)
+    families, points = [at_norm(s) for s, _ in measured], [grid.points for _, grid in measured]
+    each, tokens = grid_divergences(bench.base, families, points, data, rows=bench.rows)
     return [m for (s, grid), part in zip(measured, each, strict=True) for m in _quantities(s, grid, part, tokens)]
 
 

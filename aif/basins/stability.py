@@ -3,8 +3,8 @@
     x'(e) = sqrt(1 - e^2) x + e y,   y orthogonal to x, ||y|| = ||x||
     reported: 100 (L(x'(e)) - L(x)) / (L_base - L(x))   percent of the gain lost, mean over noise seeds
 
-x is each of A and B of every module and layer (or u of every layer) as a flat vector, so the product is perturbed
-twice. 0 is untouched, 100 is back at the base model, more is worse than the base model.
+x is each of A and B of every module and layer (or u of every layer, or every weight's change) as a flat vector, so the
+product A B is perturbed twice. 0 is untouched, 100 is back at the base model, more is worse than the base model.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import Partial
 from pydantic import BaseModel, Field
 
+from aif.adapter import DRAWN
 from aif.basins import Bench, Measured, Subject, weighted_mean
-from aif.basins.scoring import grid_losses, losses
+from aif.basins.norms import moved
+from aif.basins.scoring import carrying, grid_losses, losses
 from aif.types import Adapter
 
 QUANTITIES = ("mean gain lost",)
@@ -33,19 +36,20 @@ class Options(BaseModel, extra="forbid"):
 
 @jax.jit
 def perturb(adapter: Adapter, key: Array, eps: Array) -> Adapter:
-    """x'(e) for A and B (or u) of every module and layer; each keeps its norm."""
+    """x'(e) for A and B (or u, or d) of every module and layer; each keeps its norm."""
 
     def turn(x: Array, key: Array) -> Array:
         flat = x.reshape(x.shape[0], -1)
         drawn = jax.random.normal(key, flat.shape)
         square = jnp.sum(flat * flat, axis=1, keepdims=True)
         across = drawn - flat * jnp.sum(drawn * flat, axis=1, keepdims=True) / jnp.where(square > 0, square, 1.0)
-        y = across * jnp.sqrt(square) / jnp.linalg.norm(across, axis=1, keepdims=True)
+        length = jnp.linalg.norm(across, axis=1, keepdims=True)
+        y = across * jnp.sqrt(square) / jnp.where(length > 0, length, 1.0)
         return (jnp.sqrt(1 - eps**2) * flat + eps * y).reshape(x.shape)
 
     out: Adapter = {}
     for number, (name, target) in enumerate(adapter.items()):
-        keys = {leaf: jax.random.fold_in(jax.random.fold_in(key, number), k) for k, leaf in enumerate(("a", "b", "u"))}
+        keys = {leaf: jax.random.fold_in(jax.random.fold_in(key, number), k) for k, leaf in enumerate(DRAWN)}
         out[name] = {leaf: turn(x, keys[leaf]) if leaf in keys else x for leaf, x in target.items()}
     return out
 
@@ -53,26 +57,34 @@ def perturb(adapter: Adapter, key: Array, eps: Array) -> Adapter:
 def measure(bench: Bench, options: Options) -> list[Measured]:
     """The curve over e, and its mean (the area) as one number, per subject."""
     base_sums, tokens = losses(bench.base, bench.target, rows=bench.rows)
+    eps = np.array(options.eps)
     out: list[Measured] = []
-    for subject in (s for s in bench.subjects if not s.control):
-        bench.say(f"stability: {subject.name}")
-        own, _ = losses(bench.base.replace(adapter=subject.adapter), bench.target, rows=bench.rows)
-        gain = (base_sums.sum() - own.sum()) / base_sums.sum()
-        if gain < LEAST_GAIN:
-            bench.note(
-                f"stability: {subject.name} is left out: it gains {gain:.1%} of the base model's loss, and a share "
-                f"of a gain below {LEAST_GAIN:.1%} means nothing."
-            )
+    for subject in moved(bench):
+        own, _ = losses(carrying(bench.base, subject.adapter), bench.target, rows=bench.rows)
+        why = too_small(base_sums - own, base_sums)
+        if why:
+            bench.note(f"stability: {subject.name} is left out: {why}.")
             continue
-        points = []
-        for e in options.eps:
-            noisy = [
-                perturb(subject.adapter, jax.random.fold_in(bench.key, k), jnp.float32(e))
-                for k in range(options.noise_seeds)
-            ]
-            points.append(grid_losses(bench.base, noisy, bench.target, rows=bench.rows)[0].mean(axis=1))
-        out += _quantities(subject, np.array(options.eps), np.stack(points, axis=1), own, base_sums, tokens)
+        noisy = np.zeros((len(tokens), len(eps)))
+        for number in range(options.noise_seeds):
+            bench.say(f"stability: {subject.name}, noise seed {number + 1} of {options.noise_seeds}")
+            family = Partial(perturb, subject.adapter, jax.random.fold_in(bench.key, number))
+            noisy += grid_losses(bench.base, family, jnp.float32(eps), bench.target, rows=bench.rows)[0]
+        out += _quantities(subject, eps, noisy / options.noise_seeds, own, base_sums, tokens)
     return out
+
+
+def too_small(gain: np.ndarray, base: np.ndarray) -> str:
+    """Why a share of this gain means nothing; empty when it does. `gain` and `base` are sums per row, nats."""
+    share = gain.sum() / base.sum()
+    if share < LEAST_GAIN:
+        return (
+            f"it gains {share:.1%} of the base model's loss, and a share of a gain below {LEAST_GAIN:.1%} means nothing"
+        )
+    spread = np.sqrt(len(gain)) * gain.std()
+    if len(gain) > 1 and gain.sum() < 2 * spread:
+        return f"its gain, {share:.1%} of the base model's loss, is within two standard errors of zero"
+    return ""
 
 
 def _quantities(
