@@ -29,19 +29,20 @@ from jax.tree_util import Partial
 
 import aif
 from aif import free_energy as fe
-from aif.batches import Dataset, build, once
+from aif.batches import Dataset, build
 from aif.corpus import Candidate, Conversation, Message
 from aif.models.decoder import random_params
 from aif.objectives import Objective
 from aif.objectives.efe import Online, efe
 from aif.objectives.grpo import Options as GrpoOptions
 from aif.objectives.grpo import grpo
-from aif.objectives.logprobs import response_logprobs
+from aif.objectives.logprobs import scores
 from aif.objectives.sft import sft
 from aif.objectives.terms import TERMS, Evaluation
 from aif.policy import Policy
 from aif.readers import Answer
 from aif.rollouts import prompts_of
+from aif.sources import annotated
 from aif.train import Optimizer, Settings, prepared, stage
 from aif.types import Batch
 
@@ -118,24 +119,21 @@ def objectives() -> dict[str, Objective]:
 def candidates(objective: Objective, habit: Policy, rows: list[Conversation], tokenizer: Any) -> Dataset:
     """The three answers to every prompt, evaluated once."""
     data = build(rows, tokenizer, which="all", length=256, target="0")
-    answers = [Answer(rows[r].prompt, rows[r].candidates[k].content) for r, k in data.owners]
-    data = data.with_tables(objective.annotate(answers) if objective.annotate else {})
-    return prepared(objective, habit, data, rows=16, key=jax.random.key(0))
+    return prepared(objective, habit, annotated(data, rows, objective), rows=16, key=jax.random.key(0))
 
 
 def asking(policy: Policy, rows: list[Conversation], tokenizer: Any) -> dict[str, np.ndarray]:
     """Per prompt: its ambiguity, the share of `ask` among the three answers, and the mass on them."""
     data = build(rows, tokenizer, which="all", length=256, target="0")
     found = np.zeros((len(rows), 3))
-    score = jax.jit(response_logprobs)
-    for batch in once(data, rows=16):
-        there = batch.ids >= 0
-        for number, logp in zip(batch.ids[there], np.asarray(score(policy, batch))[there], strict=True):
-            row, k = data.owners[number]
-            found[row, k] = np.exp(logp)
+    found[tuple(np.array(data.owners).T)] = np.exp(scores(policy, data, rows=16))
+    return {"doubt": doubts(rows), "ask": found[:, 0] / found.sum(axis=1), "mass": found.sum(axis=1)}
+
+
+def doubts(rows: list[Conversation]) -> np.ndarray:
+    """Entropy of the belief that each prompt calls for, nats."""
     beliefs = np.stack([belief(words(Answer(r.prompt, ""))) for r in rows])
-    doubt = -(beliefs * np.log(beliefs)).sum(axis=1)
-    return {"doubt": doubt, "ask": found[:, 0] / found.sum(axis=1), "mass": found.sum(axis=1)}
+    return -(beliefs * np.log(beliefs)).sum(axis=1)
 
 
 def posterior(rows: list[Conversation], state_weight: float) -> np.ndarray:
@@ -178,6 +176,23 @@ def run(steps: int, imitation: int, only: Sequence[str] = (), seed: int = 0) -> 
     return found
 
 
+def by_doubt(result: dict[str, np.ndarray], levels: Sequence[float]) -> list[float]:
+    """Mean rate of asking at each level of doubt."""
+    return [float(result["ask"][np.isclose(result["doubt"], d, atol=2e-3)].mean()) for d in levels]
+
+
+def plot(found: dict[str, dict[str, np.ndarray]], levels: Sequence[float], path: Path) -> None:
+    """Rate of asking against doubt, a line per objective; the posteriors are dashed."""
+    import plotly.graph_objects as go
+
+    lines = [
+        go.Scatter(name=name, x=levels, y=by_doubt(r, levels), line_dash="dash" if "posterior" in name else "solid")
+        for name, r in found.items()
+    ]
+    titles = {"xaxis_title": "doubt about what is meant, nats", "yaxis_title": "rate of asking"}
+    go.Figure(lines, {"title": "A question is worth asking when its answer would tell", **titles}).write_html(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/asking"))
@@ -193,8 +208,8 @@ def main() -> None:
     print(f"| rate of asking at a doubt of (nats) | {' | '.join(f'{d:.3f}' for d in levels)} | mass on answers |")
     print("|---|" + "---|" * (len(levels) + 1))
     for name, r in found.items():
-        rates = [r["ask"][np.isclose(r["doubt"], d, atol=2e-3)].mean() for d in levels]
-        print(f"| {name} | {' | '.join(f'{x:.2f}' for x in rates)} | {r['mass'].mean():.3f} |")
+        print(f"| {name} | {' | '.join(f'{x:.2f}' for x in by_doubt(r, levels))} | {r['mass'].mean():.3f} |")
+    plot(found, levels, args.out / "asking.html")
 
 
 if __name__ == "__main__":
