@@ -53,6 +53,11 @@ class Dataset:
             digest.update(self.tables.get(name, np.zeros(0)).tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def prompts(self) -> np.ndarray:
+        """The prompt that each response answers, as the number of its row."""
+        return np.array(self.owners)[:, 0]
+
     def with_tables(self, tables: Tables) -> Dataset:
         """The same data with more facts per response."""
         return replace(self, tables={**self.tables, **tables})

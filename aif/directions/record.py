@@ -41,15 +41,16 @@ def read_from(activations: Activations, data: str, pool: Pool = "mean") -> dict[
     }
 
 
-def purpose(layer: int, *, operation: str = "add", token_scope: str = "all") -> dict[str, Any]:
-    """What a direction is for.
+def purpose(layer: int | None, *, operation: str = "add", token_scope: str = "all") -> dict[str, Any]:
+    """What a direction is for; without a layer, its maker names the one where it is longest or reads best.
 
     Raises:
       BadInput: there is no such operation.
     """
     if operation not in OPERATIONS:
         raise BadInput(f"direction: operation {operation!r} is not known; use {', '.join(OPERATIONS)}")
-    return {"layer": layer, "operation": operation, "token_scope": token_scope}
+    at = {} if layer is None else {"layer": layer}
+    return {**at, "operation": operation, "token_scope": token_scope}
 
 
 def check_layer(layer: int, layers: int, where: str = "direction") -> int:
