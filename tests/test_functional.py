@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -174,6 +174,18 @@ def test_what_cannot_be_tried_is_refused(trial):
     ):
         with pytest.raises(BadInput, match=message):
             functional(trial, *arguments, **options)
+
+
+def test_responses_that_do_not_count_change_nothing(trial, base):
+    """Counting the first prompt's two responses alone is trying on that prompt alone."""
+    first = np.array([True, True, False, False])
+    some = replace(trial, positive=trial.positive[first], counted=first)
+    alone = replace(trial, positive=trial.positive[first], data=trial.data.only([0]))
+    assert some.prompts.tolist() == alone.prompts.tolist()
+    for one, two in zip(some.pushed(np.ones(64), 0, 1.0), alone.pushed(np.ones(64), 0, 1.0), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+    made = controls(trial, 0, ends=(-1.0, 1.0), count=1).only(first)
+    assert made.ends[0][1].means.shape[0] == made.ablated[0].logps.shape[0] == 2
 
 
 def test_controls_are_as_many_as_asked(trial):

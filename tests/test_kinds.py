@@ -43,7 +43,7 @@ def planted(n=80, D=12, L=2, gap=3.0, seed=0):
 
 
 def test_pca_of_pairs_by_hand():
-    """Differences (3, 0), (1, 2): the first axis of [[10, 2], [2, 4]], size sqrt(lambda_1 / 2), along their mean."""
+    """Differences (3, 0), (1, 2): the first axis of [[10, 2], [2, 4]], size sqrt(lambda_1 / 2), along both."""
     means = np.array([[3.0, 0], [0, 0], [1, 2], [0, 0]])[:, None]
     found = paired_pca(Activations(means, np.ones(4), np.ones(1)), np.array([1, 0, 1, 0], bool), np.array([0, 0, 1, 1]))
     values, vectors = np.linalg.eigh(np.array([[10.0, 2], [2, 4]]))
@@ -64,6 +64,14 @@ def test_pca_of_pairs_is_the_first_component_about_midpoints():
     np.testing.assert_allclose(abs(axis @ got) / np.linalg.norm(got), 1.0, atol=1e-5)
     other = np.asarray(paired_pca(activations, ~positive, prompts).vector[1])
     np.testing.assert_allclose(other, -got, atol=1e-5)
+
+
+def test_one_outlying_pair_does_not_turn_the_others():
+    """Differences 1, 1, 1, -9 along one axis: their mean is negative, most of them are positive."""
+    means = np.zeros((8, 1, 2))
+    means[::2, 0, 0] = [1, 1, 1, -9]
+    found = paired_pca(Activations(means, np.ones(8), np.ones(1)), np.arange(8) % 2 == 0, np.arange(8) // 2)
+    np.testing.assert_allclose(found.vector, [[np.sqrt(84 / 4), 0.0]], atol=1e-6)
 
 
 def test_pairs_join_every_two_answers_of_different_class():

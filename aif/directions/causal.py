@@ -27,6 +27,10 @@ class Observed(NamedTuple):
     means: Float[np.ndarray, "N L D"]
     logps: Float[np.ndarray, "N"]
 
+    def only(self, chosen: Bool[np.ndarray, "N"]) -> Observed:
+        """Some of the responses."""
+        return Observed(self.means[chosen], self.logps[chosen])
+
 
 class Readout(NamedTuple):
     """An independent reader: h . weights + bias on the residual after `layer`; higher reads the positive class."""

@@ -73,7 +73,7 @@ def paired_pca(
 
     The differences are not centred: centring takes out their mean, which is the contrast. This is the first component
     of both members of each pair about their midpoint (`pca_center` in repeng); s_1 / sqrt(P) is the root mean square
-    of the differences along u_1, and u_1 points the way of their mean.
+    of the differences along u_1, and u_1 points the way of most of them: one outlying pair may turn their mean.
 
     Raises:
       BadInput: a class is empty, no prompt has both classes, or an activation is not finite.
@@ -83,13 +83,15 @@ def paired_pca(
     gaps = (activations.means[pairs[:, 0]] - activations.means[pairs[:, 1]]).transpose(1, 0, 2).astype(np.float64)
     _, size, axes = np.linalg.svd(gaps, full_matrices=False)
     first = axes[:, 0]
-    way = np.sign(np.einsum("ld,ld->l", first, gaps.mean(axis=1)))
+    along = np.einsum("lpd,ld->lp", gaps, first)
+    votes = np.sign(along).sum(axis=1)
+    way = np.where(votes == 0, np.sign(along.sum(axis=1)), np.sign(votes))
     vector = first * (np.where(way == 0, 1.0, way) * size[:, 0] / np.sqrt(len(pairs)))[:, None]
     about = {
         "method": "paired PCA",
         "pairs": len(pairs),
         "explained": (np.square(size[:, 0]) / np.maximum(np.square(size).sum(axis=1), 1e-30)).tolist(),
-        "sign": "along the mean of positive minus negative",
+        "sign": "along positive minus negative of most pairs",
         "norm_unit": "raw",
         "norms": activations.norms.tolist(),
     }

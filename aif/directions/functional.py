@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from aif.batches import Dataset
 from aif.directions.causal import Observed, Readout, log_odds, observe, per_prompt
@@ -35,6 +35,7 @@ from aif.policy import Policy
 from aif.slots import Pool
 from aif.statistics import bounds, draws
 from aif.steering import add, project_out
+from aif.types import Edits
 
 DOSES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 RESAMPLES = 2000
@@ -43,7 +44,10 @@ VERDICTS = ("functional", "read-only", "inert")
 
 @dataclass(frozen=True)
 class Trial:
-    """What directions are tried on: a model, responses that are given, which of them are positive, residual norms."""
+    """What directions are tried on: a model, responses that are given, which of them are positive, residual norms.
+
+    `counted` says which responses of the data count, all for None; `positive` has an entry for each that does.
+    """
 
     policy: Policy
     data: Dataset
@@ -51,16 +55,25 @@ class Trial:
     norms: Float[np.ndarray, "L"]
     rows: int = 2
     pool: Pool = "mean"
+    counted: Bool[np.ndarray, "M"] | None = None
+
+    @property
+    def prompts(self) -> Int[np.ndarray, "N"]:
+        return self.data.prompts if self.counted is None else self.data.prompts[self.counted]
+
+    def seen(self, edits: Edits | None = None) -> Observed:
+        """The responses that count, under the edits."""
+        found = observe(self.policy, self.data, rows=self.rows, edits=edits, pool=self.pool)
+        return found if self.counted is None else found.only(self.counted)
 
     def pushed(self, vector: Float[np.ndarray, "D"], layer: int, dose: float) -> Observed:
         """All responses with `dose` residual norms added along the vector at one layer."""
         edits = add(self._wide(vector), jnp.array([dose]), jnp.asarray(self.norms, jnp.float32), layers=[layer])
-        return observe(self.policy, self.data, rows=self.rows, edits=edits, pool=self.pool)
+        return self.seen(edits)
 
     def ablated(self, vector: Float[np.ndarray, "D"]) -> Observed:
         """All responses with the vector projected out after every block."""
-        edits = project_out(self._wide(vector), rows=1, layers=range(len(self.norms)))
-        return observe(self.policy, self.data, rows=self.rows, edits=edits, pool=self.pool)
+        return self.seen(project_out(self._wide(vector), rows=1, layers=range(len(self.norms))))
 
     def _wide(self, vector: np.ndarray) -> jax.Array:
         return jnp.broadcast_to(jnp.asarray(vector, jnp.float32), (len(self.norms), len(vector)))
@@ -73,6 +86,11 @@ class Controls:
     vectors: Float[np.ndarray, "C D"]
     ends: list[tuple[Observed, Observed]]
     ablated: list[Observed]
+
+    def only(self, chosen: Bool[np.ndarray, "N"]) -> Controls:
+        """The same for some of the responses."""
+        ends = [(low.only(chosen), high.only(chosen)) for low, high in self.ends]
+        return Controls(self.vectors, ends, [o.only(chosen) for o in self.ablated])
 
 
 def controls(trial: Trial, layer: int, *, ends: tuple[float, float], count: int = 2, seed: int = 0) -> Controls:
@@ -142,7 +160,7 @@ def functional(
         zero or not finite, or a prompt has responses of one class only.
     """
     doses = _checked(trial, vector, layer, reader, doses)
-    base = observe(trial.policy, trial.data, rows=trial.rows, pool=trial.pool) if base is None else base
+    base = trial.seen() if base is None else base
     random = random or controls(trial, layer, ends=(doses[0], doses[-1]), seed=seed)
     seen = [base if dose == 0 else trial.pushed(vector, layer, dose) for dose in doses]
     gone = trial.ablated(vector)
@@ -174,7 +192,7 @@ def _judged(
     gone: Observed,
     random: Controls,
 ) -> Functional:
-    positive, prompts = trial.positive, trial.data.prompts
+    positive, prompts = trial.positive, trial.prompts
     every = np.ones(len(positive), bool)
     read = lambda o: per_prompt(reader.read(o.means), every, prompts)  # noqa: E731
     odds = lambda o: log_odds(o.logps, positive, prompts)  # noqa: E731

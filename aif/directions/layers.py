@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from aif.batches import Dataset
 from aif.directions.activations import Activations, response_means
-from aif.directions.causal import blind_reader, observe, thirds
+from aif.directions.causal import blind_reader, thirds
 from aif.directions.contrast import mean_difference
 from aif.directions.functional import DOSES, Functional, Trial, controls, functional
 from aif.directions.linear import STRENGTHS, fit_linear
@@ -86,7 +86,7 @@ def layer_map(
     vectors = make(part(seen, first), positive[first])
     example = np.unique(prompts, return_inverse=True)[1]
     trial = Trial(policy, data.only(np.unique(example[third]).tolist()), positive[third], seen.norms, rows, pool)
-    base = observe(policy, trial.data, rows=rows, pool=pool)
+    base = trial.seen()
     found = []
     for layer, later in zip(layers, readers, strict=True):
         reader = blind_reader(part(seen, second), positive[second], vectors[layer], later)
