@@ -10,7 +10,17 @@ import pytest
 from aif.basins.scoring import losses
 from aif.batches import build
 from aif.directions.activations import Activations, response_means
-from aif.directions.causal import Observed, Readout, blind_reader, log_odds, observe, per_prompt, thirds
+from aif.directions.causal import (
+    Observed,
+    Readout,
+    blind_reader,
+    comparable,
+    log_odds,
+    mixed,
+    observe,
+    per_prompt,
+    thirds,
+)
 from aif.directions.functional import Controls, Trial, controls, functional
 from aif.directions.layers import layer_map
 from aif.errors import BadInput
@@ -151,6 +161,15 @@ def test_means_over_prompts_by_hand():
     np.testing.assert_allclose(log_odds(values[:3], positive[:3], prompts[:3]), [0.0])
     with pytest.raises(BadInput, match="a prompt has responses of one class only"):
         log_odds(values, positive, prompts)
+
+
+def test_prompts_without_both_classes_are_left_out(trial):
+    positive, prompts = np.array([1, 0, 1, 1], bool), trial.data.prompts
+    some, on = comparable(trial.data, positive)
+    assert mixed(prompts, positive).tolist() == on.tolist() == [True, True, False, False]
+    assert some.prompts.tolist() == prompts[:2].tolist()
+    with pytest.raises(BadInput, match="no prompt has responses of both classes"):
+        comparable(trial.data, np.array([1, 1, 0, 0], bool))
 
 
 def test_thirds_share_no_prompt():

@@ -150,6 +150,14 @@ def test_a_probe_never_sees_the_prompt_it_is_tested_on():
     assert found.accuracy < 0.75
 
 
+def test_a_rare_class_counts_as_much_as_the_other():
+    """Noise with one positive in eight: saying negative always would be right for 7/8 of the rows and scores 1/2."""
+    rng = np.random.default_rng(2)
+    noise = Activations(rng.normal(size=(320, 1, 4)).astype(np.float32), np.ones(320), np.ones(1))
+    found = probe(noise, np.arange(320) % 8 == 0, np.arange(320) // 8, method="lda")[1][0]
+    assert 0.35 < found.accuracy < 0.65 and 0.35 < found.control < 0.65
+
+
 def test_shuffled_labels_keep_the_balance_of_every_prompt():
     _, positive, prompts = planted(40)
     shuffled = shuffled_within(positive, prompts, seed=0)

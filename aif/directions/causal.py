@@ -112,12 +112,18 @@ def comparable(data: Dataset, positive: Bool[np.ndarray, "N"]) -> tuple[Dataset,
     Raises:
       BadInput: there is none.
     """
-    number = np.unique(data.prompts, return_inverse=True)[1]
-    share = np.bincount(number, weights=positive.astype(float)) / np.bincount(number)
-    both = np.flatnonzero((share > 0) & (share < 1))
-    if not len(both):
+    on = mixed(data.prompts, positive)
+    if not on.any():
         raise BadInput("direction: no prompt has responses of both classes; log-odds need some that do")
-    return data.only(both.tolist()), np.isin(number, both)
+    number = np.unique(data.prompts, return_inverse=True)[1]
+    return data.only(np.unique(number[on]).tolist()), on
+
+
+def mixed(prompts: Int[np.ndarray, "N"], positive: Bool[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
+    """Responses to prompts that have responses of both classes."""
+    number = np.unique(prompts, return_inverse=True)[1]
+    share = np.bincount(number, weights=positive.astype(float)) / np.bincount(number)
+    return ((share > 0) & (share < 1))[number]
 
 
 def thirds(prompts: Int[np.ndarray, "N"], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

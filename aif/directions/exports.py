@@ -51,8 +51,8 @@ def control_vector(
         raise BadInput(
             f"export: the direction is to {operation}, and llama.cpp would add it; export the ablation as weights"
         )
-    chosen = [about.get("layer")] if layers is None else list(layers)
-    if None in chosen:
+    chosen = [l for l in (about.get("layer"),) if l is not None] if layers is None else list(layers)
+    if not chosen:
         raise BadInput("export: the direction names no layer; give one")
     for layer in chosen:
         if check_layer(layer, L, "export") == 0:

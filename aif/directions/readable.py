@@ -2,7 +2,8 @@
 
 Folds are grouped by prompt, so no probe is tested on a prompt it has seen. The control is the same fit on labels that
 were shuffled within each prompt; accuracy minus control accuracy is the probe's *selectivity* (Hewitt & Liang 2019).
-Standardising and turning the features uses all rows and no label.
+Both classes weigh the same in every fit, and accuracy is the mean of that of either class: chance is 1/2 however rare
+one of them is. Standardising and turning the features uses all rows and no label.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ RESAMPLES = 2000
 class Readable(NamedTuple):
     """What a probe reads at one layer; intervals are 95 % bootstrap over prompts.
 
-    `accuracy` is on held-out prompts; `control` is that of shuffled labels; `split_half` is the cosine between probes
-    fitted on two halves of the prompts.
+    `accuracy` is on held-out prompts, mean of both classes; `control` is that of shuffled labels; `split_half` is the
+    cosine between probes fitted on two halves of the prompts.
     """
 
     layer: int
@@ -115,7 +116,8 @@ def _problems(
         raise BadInput(
             "probe: a fold or half of the prompts holds one class only; give more prompts or responses of both classes"
         )
-    return table.astype(int), weights.astype(np.float64)
+    share = np.where(table, *counts) / (counts[0] + counts[1])
+    return table.astype(int), weights * 0.5 / share
 
 
 def _scored(
@@ -129,18 +131,18 @@ def _scored(
 ) -> Readable:
     K, rows = int(fold.max()) + 1, np.arange(len(fold))
     held, control = scores[rows, 3 + fold], scores[rows, 3 + K + fold]
-    right = np.stack([(held > 0) == positive, (control > 0) == shuffled], axis=1).astype(float)
-    _, prompt = np.unique(prompts, return_inverse=True)
-    sums, sizes = (np.zeros((prompt.max() + 1, 2)), np.bincount(prompt).astype(float))
-    np.add.at(sums, prompt, right)
-    drawn = draws(len(sizes), RESAMPLES, 0)
-    accuracy = (drawn @ sums) / (drawn @ sizes)[:, None]
-    (low, high), gap = bounds(accuracy[:, 0]), bounds(accuracy[:, 0] - accuracy[:, 1])
-    mean = right.mean(axis=0)
+    truth = np.stack([positive, shuffled], axis=1)
+    right = (np.stack([held, control], axis=1) > 0) == truth
+    number = np.unique(prompts, return_inverse=True)[1]
+    total = lambda x: np.stack([np.bincount(number, weights=column) for column in x.T], axis=1)  # noqa: E731  [G, 2]
+    counts = [(total(right & side), total(side)) for side in (truth, ~truth)]
+    mean = lambda w: np.mean([w @ hit / np.maximum(w @ n, 1e-9) for hit, n in counts], axis=0)  # noqa: E731
+    value, drawn = mean(np.ones(number.max() + 1)), mean(draws(number.max() + 1, RESAMPLES, 0))
+    (low, high), gap = bounds(drawn[:, 0]), bounds(drawn[:, 0] - drawn[:, 1])
     one, two = units(halves.T)
     return Readable(
         layer,
-        *map(float, (mean[0], low, high, auroc(held, positive), mean[1], mean[0] - mean[1], *gap, one @ two)),
+        *map(float, (value[0], low, high, auroc(held, positive), value[1], value[0] - value[1], *gap, one @ two)),
     )
 
 
