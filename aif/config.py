@@ -49,6 +49,35 @@ class Model(Section):
     remat: Literal["none", "dots", "linear", "full"] = "linear"
 
 
+class TiersSection(Section):
+    """Fields and defaults of `aif.corpus.tiers.Tiers`."""
+
+    rating: float = Field(default=0.6, ge=0, description="weight of the mean rating, 0..1")
+    depth: float = Field(default=0.2, ge=0, description="weight of turns and length")
+    marked: float = Field(default=0.2, ge=0, description="weight of the markers together")
+    markers: dict[str, float] = Field(default_factory=dict, description="marker: its weight; below 0 counts against")
+    half_turns: PositiveFloat = Field(
+        default=4.0, description="messages at which half of the depth of turns is reached"
+    )
+    half_words: PositiveFloat = Field(
+        default=100.0, description="words at which half of the depth of length is reached"
+    )
+    by: Literal["quantile", "threshold"] = "quantile"
+    high: float = Field(default=0.75, ge=0, le=1, description="quantile or score from which a row is in the high tier")
+    mid: float = Field(default=0.25, ge=0, le=1, description="the same for the mid tier; rows below are broad")
+    weights: dict[Literal["high", "mid", "broad"], PositiveFloat] = Field(
+        default_factory=dict, description="what a row of a tier counts in the loss; 2, 1 and 0.5 when left out"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TiersSection:
+        if self.mid > self.high:
+            raise ValueError(f"tiers: mid={self.mid} lies above high={self.high}; give the higher border to high")
+        if not self.rating + self.depth + self.marked:
+            raise ValueError("tiers: rating, depth and marked are all 0; give one of them a weight")
+        return self
+
+
 class CorpusSection(Section):
     path: str = Field(default="bundled:discernment", description="JSONL file, or bundled:NAME")
     scale: str = Field(default="nexus", description="name or YAML file of the rating scale")
@@ -61,6 +90,7 @@ class CorpusSection(Section):
     on_bad_row: Literal["error", "skip"] = "error"
     limit: PositiveInt | None = Field(default=None, description="train on N prompts, spread evenly over the file")
     heldout_limit: PositiveInt | None = Field(default=None, description="measure on N prompts of each held-out split")
+    tiers: TiersSection | None = Field(default=None, description="weigh training rows by tiers of a composite score")
 
 
 class BatchSection(Section):

@@ -17,7 +17,8 @@ import numpy as np
 from aif import adapter as adapters
 from aif.batches import Dataset, build, evenly
 from aif.config import Config, OptimizerSection, Stage
-from aif.corpus import Conversation, bundled, find_frame, load_scale, read
+from aif.corpus import Conversation, find_frame, load_scale, located, read
+from aif.corpus.tiers import Tiers, sampling_weights
 from aif.directions.activations import response_means
 from aif.directions.probes import Rated
 from aif.errors import BadInput
@@ -46,8 +47,7 @@ class Experiment:
     @cached_property
     def corpus(self) -> Any:
         c = self.config.corpus
-        path = bundled(c.path.removeprefix("bundled:")) if c.path.startswith("bundled:") else Path(c.path)
-        return read(path, scale=self.scale, columns=c.columns or None, on_bad_row=c.on_bad_row)
+        return read(located(c.path), scale=self.scale, columns=c.columns or None, on_bad_row=c.on_bad_row)
 
     @cached_property
     def lm(self) -> Any:
@@ -99,7 +99,14 @@ class Experiment:
             length=length or self.config.batch.length,
             target=self.config.corpus.target,
             dimensions=dimensions,
+            weights=self.weights(rows) if splits == tuple(self.config.corpus.train) else None,
         )
+
+    def weights(self, rows: list[Conversation]) -> list[float] | None:
+        """What training rows count in the loss, by their tiers; None where all count the same."""
+        c = self.config.corpus
+        rule = None if c.tiers is None else Tiers(**c.tiers.model_dump())
+        return None if rule is None else sampling_weights(rows, self.scale, rule, c.target)
 
     @cached_property
     def context(self) -> Context:

@@ -84,6 +84,15 @@ def encode(tokenizer: Any, row: Conversation, candidates: Sequence[int], max_len
     return _fit(tree(prompt, answers), row, max_length)
 
 
+def pieces(tokenizer: Any, encoded: Encoded) -> list[tuple[str, bool]]:
+    """Every token in words, with whether it is trained; bytes that are no character by themselves stay as they are."""
+    following = np.isin(np.arange(len(encoded.tokens)), encoded.index + 1)
+    trained = encoded.branches > 0 if encoded.branches.any() else following  # a branch is an answer, trained whole
+    words = tokenizer.convert_ids_to_tokens(encoded.tokens.tolist())
+    texts = [tokenizer.decode([i], skip_special_tokens=False) for i in encoded.tokens.tolist()]
+    return [(w if "\ufffd" in t else t, bool(on)) for w, t, on in zip(words, texts, trained, strict=True)]
+
+
 def _shielded_words(tokenizer: Any) -> list[str]:
     """Texts that stand for themselves in a message: all control tokens, also those that no role (bos, eos, ...) names,
     and the shield's own marks. Longest first."""

@@ -21,12 +21,14 @@ class Candidate:
 
     `stance` names the orientation it speaks from ("" when none is given; "chosen" and "rejected" in preference pairs).
     `ratings` maps dimension ids to levels counted from 0; a dimension that is absent is unrated and masked.
+    `markers` are words for its qualities, which tiers can weigh.
     """
 
     content: str
     stance: str = ""
     ratings: dict[str, int] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    markers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Conversation:
       where: "file:line" of the row.
       train_turns: whether the assistant's turns inside the prompt are trained too.
       extra: the row's other keys, untouched.
+      markers: words for the qualities of the whole row.
     """
 
     id: str
@@ -52,6 +55,7 @@ class Conversation:
     where: str
     train_turns: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    markers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

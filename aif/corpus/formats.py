@@ -2,7 +2,7 @@
 
 - prompt + candidates: several rated answers of different stance
 - prompt + chosen + rejected: a preference pair; without `prompt`, the messages that both sides start with
-- prompt + completion: one answer
+- prompt + completion (or response, as in HelpSteer): one answer
 - messages: a whole conversation, every assistant turn of which is trained
 - conversations: the same in ShareGPT's words, `from` and `value`
 - text: plain text without roles
@@ -11,18 +11,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from aif.corpus.conversation import Candidate, Conversation, Message
 from aif.corpus.jsonl import kind_of, nearest, show
-from aif.corpus.messages import messages, optional_text, text_of
+from aif.corpus.messages import messages, optional_text, optional_words, text_of
 from aif.corpus.nexus import Scale
 from aif.corpus.ratings import read_ratings
 from aif.errors import BadInput
 
-COMMON = ("id", "domain", "language", "split", "kind", "ratings")
-ROW_FORMATS = ("prompt+candidates", "prompt+chosen+rejected", "prompt+completion", "messages", "conversations", "text")
-ANSWERS = ("prompt", "candidates", "chosen", "rejected", "completion", "messages", "conversations", "text")
+COMMON = ("id", "domain", "language", "split", "kind", "markers", "ratings")
+ROW_FORMATS = (
+    "prompt+candidates",
+    "prompt+chosen+rejected",
+    "prompt+completion",
+    "prompt+response",
+    "messages",
+    "conversations",
+    "text",
+)
+ANSWERS = ("prompt", "candidates", "chosen", "rejected", "completion", "response", "messages", "conversations", "text")
 NAMES = (*COMMON, *ANSWERS)
 
 
@@ -48,7 +57,7 @@ def conversation(row: dict[str, Any], where: str, scale: Scale | None) -> Conver
     words = {key: optional_text(row, key) for key in ("domain", "language", "split", "kind")}
     parts = _reader(row)(row, scale)
     scaffolding = words["kind"] == "scaffolding"
-    used = {*parts.used, "id", "domain", "language", "split", *(["kind"] if scaffolding else [])}
+    used = {*parts.used, "id", "domain", "language", "split", "markers", *(["kind"] if scaffolding else [])}
     return Conversation(
         id=identity(row, where),
         prompt=parts.prompt,
@@ -60,6 +69,7 @@ def conversation(row: dict[str, Any], where: str, scale: Scale | None) -> Conver
         where=where,
         train_turns=parts.train_turns,
         extra={key: value for key, value in row.items() if key not in used},
+        markers=optional_words(row, "markers"),
     )
 
 
@@ -80,6 +90,8 @@ def _reader(row: dict[str, Any]) -> Callable[[dict[str, Any], Scale | None], Par
         return _pair
     if "completion" in row:
         return _completion
+    if "response" in row and "prompt" in row:
+        return partial(_completion, key="response")
     if "messages" in row or "conversations" in row:
         return _messages
     if "text" in row:
@@ -107,8 +119,9 @@ def _candidate(entry: Any, key: str, scale: Scale | None) -> Candidate:
     content = text_of(entry, key, "content", answer=True)
     stance = optional_text(entry, "stance", f"{key}.stance")
     ratings, used = read_ratings(entry, scale, f"{key}.")
-    known = {"content", "stance", *used}
-    return Candidate(content, stance, ratings, {name: v for name, v in entry.items() if name not in known})
+    markers = optional_words(entry, "markers", f"{key}.markers")
+    known = {"content", "stance", "markers", *used}
+    return Candidate(content, stance, ratings, {name: v for name, v in entry.items() if name not in known}, markers)
 
 
 def _pair(row: dict[str, Any], scale: Scale | None) -> Parts:
@@ -137,11 +150,11 @@ def _sides(row: dict[str, Any]) -> tuple[tuple[Message, ...], str, str]:
     return prompt, _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
 
 
-def _completion(row: dict[str, Any], scale: Scale | None) -> Parts:
+def _completion(row: dict[str, Any], scale: Scale | None, key: str = "completion") -> Parts:
     prompt = _prompt(row)
-    content = _answer(row, "completion", prompt)
+    content = _answer(row, key, prompt)
     ratings, used = read_ratings(row, scale)
-    return Parts(prompt, (Candidate(content, "", ratings),), "chat", ("prompt", "completion", *used))
+    return Parts(prompt, (Candidate(content, "", ratings),), "chat", ("prompt", key, *used))
 
 
 def _messages(row: dict[str, Any], scale: Scale | None) -> Parts:

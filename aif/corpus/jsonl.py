@@ -22,7 +22,7 @@ FOREIGN = {
     b"\x1f\x8b": ("compressed with gzip", "decompress it first"),
     b"\xff\xfe": ("UTF-16, not UTF-8", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16, not UTF-8", "save it as UTF-8"),
-    b"PAR1": ("a parquet file", "write it as JSONL, one object a line"),
+    b"PAR1": ("a parquet file", "let its name end in .parquet"),
 }
 
 
@@ -84,7 +84,7 @@ def refuse_foreign(path: Path) -> None:
 
 
 def parse(line: bytes, offset: int = 0) -> dict[str, Any]:
-    """One line as a dict.
+    """One line as a dict, with `sound_row` still to be asked.
 
     Raises:
       BadInput: "key: what; fix", without the file and line, which the caller knows.
@@ -102,6 +102,15 @@ def parse(line: bytes, offset: int = 0) -> dict[str, Any]:
         raise BadInput(f"row: nested deeper than {DEPTH} levels; flatten it") from None
     if not isinstance(row, dict):
         raise BadInput(f"row: it is {kind_of(row)}, not an object; write one JSON object a line")
+    return row
+
+
+def sound_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, unless it holds lone surrogates, numbers that are not finite, or deep nesting.
+
+    Raises:
+      BadInput: as `parse`.
+    """
     _walk(row, "", 1)
     return row
 
@@ -122,7 +131,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise BadInput(f"{show(key)}: the key is given twice; keep one")
+            name = next((value for other, value in pairs if other == "id"), None)
+            raise BadInput(f"{show(key)}: the key is given twice; keep one{told(name)}")
         found[key] = value
     return found
 
@@ -133,23 +143,13 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _float(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise BadInput(f"row: the number {text[:20]} is too large for a float; write a finite number")
-    return value
+_HOOKS: dict[str, Any] = {"object_pairs_hook": _object, "parse_int": _integer}
 
 
-def _constant(text: str) -> float:
-    raise BadInput(f"row: {text} is not a JSON number; write a finite number or null")
-
-
-_HOOKS: dict[str, Any] = {
-    "object_pairs_hook": _object,
-    "parse_int": _integer,
-    "parse_float": _float,
-    "parse_constant": _constant,
-}
+def told(name: Any) -> str:
+    """A row's id at the end of a message; nothing where it is no name."""
+    named = isinstance(name, (str, int)) and not isinstance(name, bool)
+    return f" (id {str(name)[:80]!r})" if named else ""
 
 
 def show(key: str) -> str:
@@ -158,13 +158,15 @@ def show(key: str) -> str:
 
 
 def _walk(value: Any, key: str, depth: int) -> None:
-    """Refuse lone surrogates and deep nesting anywhere in a parsed row."""
+    """Refuse lone surrogates, numbers that are not finite and deep nesting anywhere in a row."""
     if depth > DEPTH and isinstance(value, (dict, list)):
         raise BadInput(f"{show(key[:40])}: nested deeper than {DEPTH} levels; flatten it")
     if isinstance(value, str):
         if found := SURROGATE.search(value):
             code = f"\\u{ord(found.group()):04x}"
             raise BadInput(f"{show(key)}: half of a surrogate pair, {code}, is no character; remove it")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(f"{show(key)}: {value} is no finite number; write one that a float can hold, or null")
     elif isinstance(value, dict):
         for name, inner in value.items():
             _walk(name, f"{key}.key" if key else "key", depth)
@@ -174,4 +176,4 @@ def _walk(value: Any, key: str, depth: int) -> None:
             _walk(inner, f"{key}[{number}]", depth + 1)
 
 
-__all__ = ["kind_of", "lines", "nearest", "parse", "refuse_foreign", "regular_file", "show"]
+__all__ = ["kind_of", "lines", "nearest", "parse", "refuse_foreign", "regular_file", "show", "sound_row", "told"]

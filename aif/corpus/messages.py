@@ -61,8 +61,16 @@ def optional_text(row: dict[str, Any], key: str, path: str = "") -> str:
     return value
 
 
+def optional_words(row: dict[str, Any], key: str, path: str = "") -> tuple[str, ...]:
+    """The list of words under `key`, empty when it is absent."""
+    value = row.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(word, str) and word.strip() for word in value):
+        raise BadInput(f'{path or key}: must be a list of words; write ["concrete", "playful"] or leave it out')
+    return tuple(value)
+
+
 def _quote(value: Any) -> str:
     return repr(value[:40]) if isinstance(value, str) else kind_of(value)
 
 
-__all__ = ["messages", "optional_text", "text_of"]
+__all__ = ["messages", "optional_text", "optional_words", "text_of"]

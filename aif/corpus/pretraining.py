@@ -7,7 +7,8 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from aif.corpus.jsonl import lines, parse, refuse_foreign, regular_file
+from aif.corpus import parquet
+from aif.corpus.jsonl import lines, parse, refuse_foreign, regular_file, sound_row
 from aif.errors import BadInput
 
 PYDOC = "pydoc"
@@ -67,7 +68,7 @@ def _jsonl(path: Path) -> Iterator[str]:
             if line is None:
                 raise BadInput(f"{path}:{number}: row: longer than {LINE_BYTES} bytes; split it")
             try:
-                row = parse(line, offset)
+                row = sound_row(parse(line, offset))
             except BadInput as error:
                 raise BadInput(f"{path}:{number}: {error}") from None
             if not isinstance(row.get("text"), str):
@@ -76,18 +77,7 @@ def _jsonl(path: Path) -> Iterator[str]:
 
 
 def _parquet(path: Path) -> Iterator[str]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise BadInput(f"{path}: reading parquet needs pyarrow; pip install 'aif[hf]', or write JSONL") from error
-    try:
-        file = parquet.ParquetFile(path)
-        if "text" not in file.schema_arrow.names:
-            raise BadInput(f"{path}: text: no such column; name the column of text so")
-        for batch in file.iter_batches(batch_size=256, columns=["text"]):
-            yield from (str(text) for text in batch.column(0).to_pylist() if text)
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise BadInput(f"{path}: no readable parquet file ({' '.join(str(error).split())[:120]})") from error
+    yield from (str(row["text"]) for row in parquet.rows(path, ["text"]) if row["text"])
 
 
 def _passages(document: str, max_chars: int) -> Iterator[str]:

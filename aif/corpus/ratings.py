@@ -35,7 +35,8 @@ class Profile:
 def read_ratings(
     entry: dict[str, Any], scale: Scale | None, prefix: str = ""
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Ratings of a row or candidate and the keys they came from: a nested `ratings` dict, flat `<scale>_<dim>` keys.
+    """Ratings of a row or candidate and the keys they came from: a nested `ratings` dict, flat `<scale>_<dim>` keys, or
+    keys that are a dimension's id.
 
     A level is a whole number from 0, or a level's name. null and absent dimensions are unrated. A flat key that looks
     like no dimension is none.
@@ -63,13 +64,14 @@ def read_ratings(
 
 
 def _flat(entry: dict[str, Any], scale: Scale | None) -> dict[str, str]:
-    """Flat keys that name a dimension, or nearly do."""
+    """Flat keys that name a dimension, or with the scale's name before them nearly do."""
     if scale is None:
         return {}
     known = [d.id for d in scale.dimensions]
     start = f"{scale.name}_"
     names = {key: key[len(start) :] for key in entry if key.startswith(start)}
-    return {key: name for key, name in names.items() if name in known or nearest(name, known)}
+    bare = {key: key for key in entry if key in known}
+    return bare | {key: name for key, name in names.items() if name in known or nearest(name, known)}
 
 
 def _level(value: Any, key: str, scale: Scale | None) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aif.corpus import parquet
 from aif.corpus.conversation import Conversation, Corpus
 from aif.corpus.formats import NAMES, conversation
-from aif.corpus.jsonl import lines, nearest, parse, refuse_foreign, regular_file
+from aif.corpus.jsonl import lines, nearest, parse, refuse_foreign, regular_file, sound_row, told
 from aif.corpus.nexus import Scale
 from aif.errors import BadInput
 
@@ -24,7 +26,7 @@ def read(
     on_bad_row: str = "error",
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Corpus:
-    """Read a JSONL corpus; formats.py lists the formats, told apart by their keys.
+    """Read a corpus, JSONL or .parquet; formats.py lists the formats, told apart by their keys.
 
     Args:
       scale: the instrument that ratings are checked against; without it, any level from 0 up is taken.
@@ -40,11 +42,11 @@ def read(
         raise BadInput(f"on_bad_row: {on_bad_row!r} is not known; use error or skip")
     _check_columns(columns or {})
     path = regular_file(path)
-    refuse_foreign(path)
     digest = hashlib.sha256()
     rows: dict[str, Conversation] = {}
     bad: list[str] = []
-    for where, found in _found(path, digest, scale, columns or {}, max_line_bytes):
+    read_rows = _tabled(path, digest) if path.suffix == ".parquet" else _lines(path, digest, max_line_bytes)
+    for where, found in _found(read_rows, scale, columns or {}):
         if isinstance(found, str):
             bad.append(found)
         elif found.id in rows:
@@ -62,22 +64,39 @@ def read(
 
 
 def _found(
-    path: Path, digest: Any, scale: Scale | None, columns: dict[str, str], max_bytes: int
+    rows: Iterator[tuple[str, Callable[[], dict[str, Any]]]], scale: Scale | None, columns: dict[str, str]
 ) -> Iterator[tuple[str, Conversation | str]]:
-    """`(file:line, conversation or the message that says what is wrong)` of every line that is not blank."""
+    """`(file:line, conversation or the message that says what is wrong)` of every row."""
+    for where, parsed in rows:
+        row: dict[str, Any] = {}
+        try:
+            row = _renamed(parsed(), columns)
+            yield where, conversation(sound_row(row), where, scale)
+        except BadInput as error:
+            yield where, f"{where}: {error}{told(row.get('id'))}"
+
+
+def _lines(path: Path, digest: Any, max_bytes: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """`(file:line, what parses it)` of every line that is not blank."""
+
+    def parsed(line: bytes | None, offset: int) -> dict[str, Any]:
+        if line is None:
+            raise BadInput(f"row: longer than {max_bytes} bytes; split it or raise the limit")
+        return parse(line, offset)
+
+    refuse_foreign(path)
     with path.open("rb") as stream:
         for number, offset, line in lines(stream, max_bytes, digest):
-            where = f"{path}:{number}"
-            row: dict[str, Any] = {}
-            try:
-                if line is None:
-                    raise BadInput(f"row: longer than {max_bytes} bytes; split it or raise the limit")
-                row = _renamed(parse(line, offset), columns)
-                yield where, conversation(row, where, scale)
-            except BadInput as error:
-                name = row.get("id")
-                told = f" (id {str(name)[:80]!r})" if isinstance(name, (str, int)) else ""
-                yield where, f"{where}: {error}{told}"
+            yield f"{path}:{number}", partial(parsed, line, offset)
+
+
+def _tabled(path: Path, digest: Any) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """The same for the rows of a parquet file, numbered from 1."""
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    for number, row in enumerate(parquet.rows(path), 1):
+        yield f"{path}:{number}", partial(dict, row)
 
 
 def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, Field
 
 from aif.objectives import Context, Objective
-from aif.objectives.logprobs import response_logprobs
+from aif.objectives.logprobs import response_logprobs, response_weights
 from aif.policy import Policy
 from aif.types import Batch, Loss, Mean, Scalar
 
@@ -69,7 +69,7 @@ def _loss(policy: Policy, batch: Batch, *, beta: Scalar, label_smoothing: Scalar
     ref_chosen, ref_rejected, _ = pairs(batch.extras["reference_logps"], batch)
     losses = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta, label_smoothing=label_smoothing)
     margin = (chosen - ref_chosen) - (rejected - ref_rejected)
-    n = jnp.sum(present).astype(jnp.float32)
-    mean = lambda x: Mean(jnp.sum(jnp.where(present, x, 0.0)), n)  # noqa: E731
+    weight = jnp.where(present, pairs(response_weights(batch), batch)[0], 0.0)
+    mean = lambda x: Mean(jnp.sum(weight * x), jnp.sum(weight))  # noqa: E731
     terms = {"margin": mean(margin), "accuracy": mean((margin > 0).astype(jnp.float32))}
     return Loss(mean(losses), {"dpo": mean(losses), **terms})

@@ -27,7 +27,14 @@ from aif.errors import BadInput
 from aif.objectives import Context, Objective, Rollouts
 from aif.objectives import online as estimators
 from aif.objectives.field import FieldPreference, by_field
-from aif.objectives.logprobs import group_logsumexp, response_logprobs, response_sums, same_group, score_hidden
+from aif.objectives.logprobs import (
+    group_logsumexp,
+    response_logprobs,
+    response_sums,
+    response_weights,
+    same_group,
+    score_hidden,
+)
 from aif.objectives.terms import TERMS, Evaluation, by_reader, habit, observed
 from aif.plugins import Named, plugin
 from aif.policy import Policy
@@ -40,15 +47,23 @@ def group_log_softmax(values: Float[Array, "B R"], batch: Batch) -> Float[Array,
     return jnp.where(batch.ids >= 0, values - group_logsumexp(values, batch), 0.0)
 
 
-def policy_divergence(G: Float[Array, "B R"], ratios: Float[Array, "B R"], batch: Batch, precision: Scalar) -> Array:
+def policy_divergence(
+    G: Float[Array, "B R"],
+    ratios: Float[Array, "B R"],
+    batch: Batch,
+    precision: Scalar,
+    weight: Float[Array, "B R"] | float = 1.0,
+) -> Array:
     """KL( softmax(-precision G) || softmax(ratios) ), summed over prompts, in nats; minimised.
+
+    `weight` is what a prompt counts, given at each of its responses.
 
     With two candidates and G = (0, +infinity) this is the DPO loss at beta = 1.
     """
     log_target = group_log_softmax(jnp.clip(-precision * G, -1e9, 1e9), batch)
     log_model = group_log_softmax(ratios, batch)
     target = jnp.where(batch.ids >= 0, jnp.exp(log_target), 0.0)
-    return jnp.sum(target * jnp.where(target > 0, log_target - log_model, 0.0))
+    return jnp.sum(weight * target * jnp.where(target > 0, log_target - log_model, 0.0))
 
 
 Preferences = Literal["target"] | FieldPreference | dict[str, list[float]]
@@ -187,10 +202,11 @@ def _loss(policy: Policy, batch: Batch, *, precision: Scalar) -> Loss:
     ratios = response_logprobs(policy, batch) - batch.extras["reference_logps"]
     filled = batch.ids >= 0
     log_q = group_log_softmax(ratios, batch)
-    q = jnp.where(filled, jnp.exp(log_q), 0.0)
-    prompts = jnp.sum(q)  # every prompt's q sums to one
+    weight = response_weights(batch)
+    q = weight * jnp.where(filled, jnp.exp(log_q), 0.0)
+    prompts = jnp.sum(q)  # every prompt's q sums to its weight
     expect = lambda x: Mean(jnp.sum(q * x), prompts)  # noqa: E731
-    divergence = Mean(policy_divergence(batch.extras["G"], ratios, batch, precision), prompts)
+    divergence = Mean(policy_divergence(batch.extras["G"], ratios, batch, precision, weight), prompts)
     terms = {name: expect(batch.extras[name]) for name in (*TERMS, "G")}
     size = jnp.sum(same_group(batch), axis=-1)
     terms["kl_habit"] = expect(log_q + jnp.log(jnp.maximum(size, 1)))  # the habit's own tilt is uniform

@@ -46,6 +46,12 @@ def response_sums(values: Float[Array, "B N"], batch: Batch) -> Float[Array, "B 
     return jax.vmap(lambda v, r: jax.ops.segment_sum(v, r, num_segments=R))(values, batch.response)
 
 
+def response_weights(batch: Batch) -> Float[Array, "B R"]:
+    """What each response counts in the loss (its row's tier weight, 1 without tiers); 0 in empty slots."""
+    mine = jax.nn.one_hot(batch.response, batch.ids.shape[1]) * (batch.weights > 0)[..., None]  # [B, N, R]
+    return jnp.max(mine * batch.weights[..., None], axis=1)
+
+
 def response_logprobs(policy: Policy, batch: Batch) -> Float[Array, "B R"]:
     """ln p(response | prompt) of every response slot, in nats; 0 in empty slots."""
     return response_sums(token_logprobs(policy, batch), batch)
