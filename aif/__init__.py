@@ -32,18 +32,21 @@ _WHERE = {
     "generate": "aif.api",
     "load": "aif.models.hub",
     "load_config": "aif.api",
+    "reach": "aif.steering",
     "response_logprobs": "aif.objectives.logprobs",
+    "score": "aif.api",
     "token_logprobs": "aif.objectives.logprobs",
 }
 
 if TYPE_CHECKING:
-    from aif.api import compare, fit, generate, load_config
+    from aif.api import compare, fit, generate, load_config, score
     from aif.errors import BadInput
     from aif.models.hub import LM, load
     from aif.objectives import Objective
     from aif.objectives.logprobs import response_logprobs, token_logprobs
     from aif.policy import Policy, bind
     from aif.results import Results
+    from aif.steering import reach
     from aif.types import Batch, Direction, Edits, Loss, Mean, Solution
 
 
@@ -77,6 +80,8 @@ __all__ = [
     "generate",
     "load",
     "load_config",
+    "reach",
     "response_logprobs",
+    "score",
     "token_logprobs",
 ]

@@ -10,9 +10,11 @@ from aif.config import Config, check, load
 from aif.errors import BadInput
 
 if TYPE_CHECKING:
+    from aif.corpus import Message
     from aif.models.hub import LM
     from aif.objectives import Objective
     from aif.results import Results
+    from aif.steering import Scope
     from aif.types import Adapter, Edits, Solution
 
 
@@ -109,15 +111,27 @@ def load_adapter(path: str | Path, lm: LM) -> Adapter:
 
 def generate(
     lm: LM,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str | Sequence[Message]],
     *,
     adapter: Adapter | None = None,
     edits: Edits | None = None,
+    scope: Scope = "all",
     new_tokens: int = 64,
     temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Answers to user prompts through the chat template; greedy at temperature 0."""
+    """Answers to user prompts or whole conversations through the chat template; greedy at temperature 0.
+
+    Args:
+      edits: one row for all prompts, or one each; they act on the tokens that `scope` names.
+      top_k, top_p, min_p: which tokens are drawn from, see `aif.drawing`.
+
+    Raises:
+      BadInput: a value is out of its range, or a conversation is longer than the model reads.
+    """
     import jax
     import numpy as np
 
@@ -125,21 +139,68 @@ def generate(
     from aif.policy import bind
     from aif.runtime import compilation_cache
     from aif.sampling import generate as sample
+    from aif.steering import reach
     from aif.tokens import encode_prompt
 
     compilation_cache()
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
-    ids = [encode_prompt(lm.tokenizer, [Message("user", p)]) for p in asked]
+    turns = [[Message("user", p)] if isinstance(p, str) else p for p in asked]
+    ids = [encode_prompt(lm.tokenizer, messages) for messages in turns]
+    longest = max(map(len, ids), default=0) + new_tokens
+    if longest > lm.config.max_position:
+        raise BadInput(
+            f"generate: {longest} tokens of prompt and answer are more than the model's {lm.config.max_position}; "
+            "shorten the conversation or ask for fewer"
+        )
     made = sample(
-        bind(lm, adapter, edits),
+        bind(lm, adapter, edits, reach=reach(scope)),
         ids,
         new_tokens=new_tokens,
         stop=lm.tokenizer.eos_token_id,
         temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
         key=jax.random.key(seed),
     )
     texts = [np.asarray(t)[:n] for t, n in zip(made.tokens, made.lengths, strict=True)]
     return [lm.tokenizer.decode(t, skip_special_tokens=True) for t in texts]
+
+
+def score(
+    lm: LM,
+    prompt: str | Sequence[Message],
+    answers: Sequence[str],
+    *,
+    adapter: Adapter | None = None,
+    edits: Edits | None = None,
+    scope: Scope = "all",
+) -> list[float]:
+    """ln p(answer | prompt) of each answer, its end token included, in nats; the prompt is read once.
+
+    Raises:
+      BadInput: no answer, or more tokens than the model reads.
+    """
+    import jax
+    import numpy as np
+
+    from aif.batches import one_per_row
+    from aif.corpus import Candidate, Conversation, Message
+    from aif.objectives.logprobs import response_logprobs
+    from aif.policy import bind
+    from aif.sampling import bucket
+    from aif.steering import reach
+    from aif.tokens import encode
+
+    if not answers:
+        raise BadInput("score: there is no answer to score; give at least one")
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
+    candidates = tuple(Candidate(answer) for answer in answers)
+    row = Conversation("score", turns, candidates, domain="", language="", split="", kind="chat", where="score")
+    tree = encode(lm.tokenizer, row, range(len(answers)), lm.config.max_position)
+    batch = one_per_row([tree], bucket(len(tree.tokens)), bucket(len(tree.targets)), len(answers))
+    policy = bind(lm, adapter, edits, reach=reach(scope))
+    return np.asarray(jax.jit(response_logprobs)(policy, batch))[0].tolist()
 
 
 def compare(

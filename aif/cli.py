@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from aif.errors import BadInput
-from aif.verbs import config, corpus, direction, models
+from aif.verbs import answers, config, corpus, direction, models
 from aif.verbs.parameters import ConfigFile, Out, Overrides, Overwrite, Resume
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 for group in (models, corpus, config, direction):
     app.add_typer(group.app, name=group.NAME)
+for verb in (answers.generate, answers.chat):
+    app.command()(verb)
 
 
 @app.command()
@@ -71,29 +73,6 @@ def report(folder: Annotated[Path, typer.Argument(help="run folder of a comparis
     from aif.results import Results
 
     print(f"report: {render(Results.load(folder / 'results.json'), folder / 'report.html')}")
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="what the user says")],
-    model: Annotated[str, typer.Option(help="model to answer")] = "smollm2-135m",
-    adapter: Annotated[Optional[Path], typer.Option(help="trained.safetensors of a stage")] = None,  # noqa: UP045
-    steer: Annotated[Optional[str], typer.Option(help="FILE:DOSE[@LAYER], dose in residual norms")] = None,  # noqa: UP045
-    ablate: Annotated[Optional[Path], typer.Option(help="direction file to project out at every layer")] = None,  # noqa: UP045
-    tokens: Annotated[int, typer.Option(min=1, help="tokens to generate at most")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
-    seed: int = 0,
-) -> None:
-    """Answer a prompt, plain, with a trained adapter, or steered along a direction."""
-    from aif.api import generate as answer
-    from aif.api import load_adapter
-    from aif.directions.use import edits_from
-    from aif.models.hub import load
-
-    lm = load(model)
-    trained = load_adapter(adapter, lm) if adapter is not None else None
-    edits = edits_from(lm, steer=steer, ablate=ablate)
-    print(answer(lm, prompt, adapter=trained, edits=edits, new_tokens=tokens, temperature=temperature, seed=seed)[0])
 
 
 def main() -> None:

@@ -125,6 +125,10 @@ class Stage(Section):
     optimizer: OptimizerSection | None = Field(
         default=None, description="replaces the config's optimizer in this stage"
     )
+    steer: str | None = Field(
+        default=None, description="FILE:DOSE[@LAYER], added while this stage trains and not after"
+    )
+    steer_scope: str = Field(default="all", description="all, prompt, response, last, or positions as in 0,5:8")
 
 
 class CheckpointSection(Section):

@@ -21,15 +21,18 @@ from aif.corpus import Conversation, find_frame, load_scale, located, read
 from aif.corpus.tiers import Tiers, sampling_weights
 from aif.directions.activations import response_means
 from aif.directions.probes import Rated
+from aif.directions.use import edits_from
 from aif.errors import BadInput
 from aif.log import Progress
 from aif.models.hub import load
+from aif.models.weights import fingerprint
 from aif.objectives import Context, Objective
 from aif.plugins import plugin
 from aif.policy import Policy, bind
 from aif.rollouts import Prompts, prompts_of
 from aif.runtime import compilation_cache
 from aif.sources import annotated
+from aif.steering import parse_scope, reach
 from aif.train import Optimizer, Settings, Trained, prepared, stage
 
 
@@ -162,6 +165,9 @@ class Experiment:
           BadInput: an objective, the rows it trains on or the adapter is not right.
         """
         _ = self.scale, self.corpus, self.lm, self.fresh(0)
+        for name, spec in (("start", self.config.start), *((f"arms.{arm}", self.config.arms[arm]) for arm in arms)):
+            if spec is not None:
+                self.steered(spec, name)
         for spec in (self.config.start, *(self.config.arms[arm] for arm in arms)):
             objective = self.objective(spec) if spec is not None else None
             if objective is not None and objective.rollouts is None:
@@ -192,6 +198,21 @@ class Experiment:
         """The policy that carries these values: the habit of a stage that starts from them."""
         full = self.config.adapter.kind == "full"
         return self.base.replace(params=trainable) if full else self.base.replace(adapter=trainable)
+
+    def steered(self, spec: Stage, name: str = "stage") -> Policy:
+        """The base model under the edits of a stage: they act while it trains, so that the weights need not learn what
+        the edits do already, and are gone afterwards (Chen et al. 2025, Persona vectors, section 5.2).
+
+        Raises:
+          BadInput: the file, its layer or the scope is not right.
+        """
+        if spec.steer is None:
+            return self.base
+        try:
+            edits = edits_from(self.lm, steer=spec.steer)
+            return self.base.replace(edits=edits, reach=reach(parse_scope(spec.steer_scope)))
+        except BadInput as error:
+            raise BadInput(f"{name}.steer: {error}") from error
 
     def settings(self, spec: Stage, seed: int) -> Settings:
         """How a stage is trained."""
@@ -225,7 +246,7 @@ class Experiment:
         """One stage from `trainable`; its reference model is the policy it starts from."""
         reference = self.reference(trainable)
         objective = objective or self.objective(spec, reference)
-        settings = self.settings(spec, seed)
+        settings, steered = self.settings(spec, seed), self.steered(spec, name)
         data = self.examples(objective, tables)
         if isinstance(data, Dataset) and (folder is None or not (folder / "done.json").exists()):
             progress.say(f"{name}: preparing {len(data.owners)} responses")
@@ -236,9 +257,10 @@ class Experiment:
             "adapter": self.config.adapter.model_dump(),
             "start": self.config.start.model_dump() if self.config.start and name != "start" else None,
             "hyperparameters": spec.objective.model_dump(),
+            "steer": None if steered.edits is None else [spec.steer_scope, fingerprint(steered.edits._asdict())],
         }
         return stage(
-            self.base,
+            steered,
             trainable,
             objective,
             data,

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from aif.models.decoder import DecoderConfig, forward, head
-from aif.types import Adapter, Batch, Edits, Output, Params, Tap
+from aif.steering import within
+from aif.types import Adapter, Batch, Edits, Output, Params, Reach, Tap
 
 STATIC = {"static": True}
 
@@ -21,18 +22,23 @@ class Policy:
     """Parameters, an optional adapter and optional edits behind one call.
 
     A pytree, so that it can be an argument of a jitted function: changing its values compiles nothing again. The
-    reference model is the same policy with `adapter=None`; no weight is ever held twice.
+    reference model is the same policy with `adapter=None`; no weight is ever held twice. The edits act on the tokens
+    that `reach` names (`aif.steering.reach`), or on all.
     """
 
     params: Params
     adapter: Adapter | None = None
     edits: Edits | None = None
+    reach: Reach | None = None
     config: DecoderConfig = field(metadata=STATIC, kw_only=True)
     remat: str = field(default="none", metadata=STATIC, kw_only=True)
     compute_dtype: Any = field(default=jnp.float32, metadata=STATIC, kw_only=True)
 
     def __call__(self, batch: Batch, *, tap: Tap | None = None) -> Output:
         """The forward pass over packed rows."""
+        edits = self.edits
+        if edits is not None and self.reach is not None:
+            edits = within(edits, batch, self.reach)
         return forward(
             self.config,
             self.params,
@@ -41,7 +47,7 @@ class Policy:
             segments=batch.segments,
             branches=batch.branches,
             adapter=self.adapter,
-            edits=self.edits,
+            edits=edits,
             tap=tap,
             remat=self.remat,
             compute_dtype=self.compute_dtype,

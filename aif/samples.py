@@ -1,19 +1,69 @@
-"""Side-by-side samples: held-out prompts answered by the base model at -dose, 0 and +dose along a direction."""
+"""Steered answers with their signs of degeneration; side by side, held-out prompts at -dose, 0 and +dose."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from aif import results as records
 from aif.basins.scoring import losses
-from aif.batches import Dataset, build
-from aif.corpus import Candidate
-from aif.experiment import Experiment
+from aif.batches import GRAIN, from_trees
+from aif.policy import Policy
 from aif.sampling import degeneration, generate
 from aif.steering import add
-from aif.tokens import encode_prompt
+from aif.tokens import encode_prompt, tree
 from aif.types import Direction
+
+if TYPE_CHECKING:
+    from aif.experiment import Experiment
+
+
+class Signs(NamedTuple):
+    """Signs of degeneration: share of token 4-grams seen before, zlib size / size, and perplexity under the model that
+    is not steered."""
+
+    repetition: float
+    compression: float
+    perplexity: float
+
+
+class Continued(NamedTuple):
+    """A generated answer."""
+
+    ids: list[int]
+    text: str
+    signs: Signs
+
+
+def continued(
+    plain: Policy,
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    stop: int,
+    decode: Callable[[Sequence[int]], str],
+    new_tokens: int,
+) -> list[Continued]:
+    """The policy's greedy answers, all in one batch, judged by `plain`."""
+    made = generate(policy, prompts, new_tokens=new_tokens, stop=stop)
+    answers = [np.asarray(t)[:n].tolist() for t, n in zip(made.tokens, made.lengths, strict=True)]
+    texts = [decode(ids) for ids in answers]
+    surprise = perplexities(plain, prompts, answers)
+    return [
+        Continued(ids, text, Signs(**degeneration(text, ids), perplexity=float(p)))
+        for ids, text, p in zip(answers, texts, surprise, strict=True)
+    ]
+
+
+def perplexities(policy: Policy, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> np.ndarray:
+    """exp(mean nats per token) of each answer to its prompt under a policy."""
+    trees = [tree(list(prompt), [list(answer)]) for prompt, answer in zip(prompts, answers, strict=True)]
+    longest = -(-max(len(t.tokens) for t in trees) // GRAIN) * GRAIN
+    data = from_trees(trees, {}, [(k, 0) for k in range(len(trees))], length=longest)
+    sums, tokens = losses(policy.replace(remat="none"), data, rows=4)
+    return np.exp(sums / tokens)
 
 
 def steered_samples(
@@ -28,11 +78,8 @@ def steered_samples(
     doses = [-config.dose, 0.0, config.dose]
     prompts = [encode_prompt(tokenizer, row.prompt, row.where) for row in rows for _ in doses]
     edits = add(direction.vector, jnp.tile(jnp.array(doses), len(rows)), jnp.asarray(norms), layers=[layer])
-    policy = experiment.base.replace(edits=edits)
-    made = generate(policy, prompts, new_tokens=config.tokens, stop=tokenizer.eos_token_id)
-    answers = [np.asarray(t)[:n] for t, n in zip(made.tokens, made.lengths, strict=True)]
-    texts = [tokenizer.decode(a, skip_special_tokens=True) for a in answers]
-    surprise = _perplexities(experiment, rows, texts, len(doses))
+    policy, decode = experiment.base.replace(edits=edits), lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+    made = continued(experiment.base, policy, prompts, tokenizer.eos_token_id, decode, config.tokens)
     return [
         records.Sample(
             prompt=rows[k // len(doses)].prompt[-1].content,
@@ -40,29 +87,9 @@ def steered_samples(
             direction="contrast direction" if doses[k % len(doses)] else "",
             layer=layer,
             dose=doses[k % len(doses)],
-            text=text,
-            tokens=len(answers[k]),
-            perplexity=surprise[k],
-            **degeneration(text, answers[k].tolist()),
+            text=answer.text,
+            tokens=len(answer.ids),
+            **answer.signs._asdict(),
         )
-        for k, text in enumerate(texts)
+        for k, answer in enumerate(made)
     ]
-
-
-def _perplexities(experiment: Experiment, rows: list, texts: list[str], per_row: int) -> list[float]:
-    """exp(mean nats per token) of each answer under the unsteered base model; infinity for an empty answer."""
-    from dataclasses import replace
-
-    answered = [k for k, text in enumerate(texts) if text.strip()]
-    asked = [
-        replace(rows[k // per_row], candidates=(Candidate(content=texts[k], stance="", ratings={}, extra={}),))
-        for k in answered
-    ]
-    out = [float("inf")] * len(texts)
-    if asked:
-        length = experiment.config.batch.length
-        data: Dataset = build(asked, experiment.lm.tokenizer, which="target", length=length, target="")
-        sums, tokens = losses(experiment.base.replace(remat="none"), data, rows=experiment.config.batch.rows)
-        for k, value in zip(answered, np.exp(sums / tokens), strict=True):
-            out[k] = float(value)
-    return out

@@ -21,8 +21,8 @@ from aif.drawing import Per, draw, drawing
 from aif.errors import BadInput
 from aif.models.decoder import Cache, apart, empty_cache, forward, logits
 from aif.policy import Policy
-from aif.steering import Scope
-from aif.types import Edits
+from aif.steering import reach, reached
+from aif.types import Edits, Reach
 
 BUCKET = 32  # the least length that prompts and answers are padded to
 
@@ -55,13 +55,12 @@ def generate(
     top_p: Per = 1.0,
     min_p: Per = 0.0,
     key: Array | None = None,
-    scope: Scope = "all",
 ) -> Generated:
     """Continue each prompt by up to `new_tokens` tokens, `samples` times; temperature 0 is greedy.
 
     Rows are prompt by prompt, the samples of one beside each other. The policy's edits have a row for all prompts or
-    one each, and act on prompt tokens, on generated tokens, or on all, as `scope` says; the first generated token is
-    predicted from the last prompt token, which is a prompt token.
+    one each, and act where its `reach` says; the first generated token is predicted from the last prompt token, which
+    is a prompt token.
 
     Args:
       stop: the token that ends an answer, or several; what follows the end is filled with the first of them.
@@ -69,7 +68,7 @@ def generate(
       key: row b draws with `fold_in(key, b)`; or an array of a key per row. What a row draws depends on its key alone.
 
     Raises:
-      BadInput: no prompt, an empty prompt, nothing to generate, or a value that is out of its range.
+      BadInput: no prompt, an empty prompt, nothing to generate, or a value or position that is out of its range.
     """
     if not prompts or min(map(len, prompts)) < 1 or new_tokens < 1 or samples < 1:
         raise BadInput("generate: give at least one prompt of one token, and ask for at least one token and sample")
@@ -78,22 +77,32 @@ def generate(
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = prompt
         segments[row, width - len(prompt) :] = 1
-    on = np.array([scope in ("all", "prompt"), scope in ("all", "response")], np.float32)
     key = jax.random.key(0) if key is None else key
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows)) if key.ndim == 0 else key
     stops = np.atleast_1d(np.asarray(stop, np.int32))
     stops = np.pad(stops, (0, -len(stops) % 4), mode="edge")
     how = drawing(temperature, top_k, top_p, min_p)
     made = _generate(
-        policy.replace(remat="none"),
+        policy.replace(remat="none", reach=_within(policy.reach, min(map(len, prompts)) + new_tokens)),
         tokens,
         segments,
-        (stops, how, keys, on, np.int32(new_tokens)),
+        (stops, how, keys, np.int32(new_tokens)),
         room=bucket(new_tokens),
         samples=samples,
         unrolled=unrolled(),
     )
     return Generated(made.tokens[:, :new_tokens], made.logps[:, :new_tokens], made.lengths)
+
+
+def _within(named: Reach | None, shortest: int) -> Reach:
+    """Where the edits act; everywhere for None."""
+    named = reach("all") if named is None else named
+    beyond = [int(start) for start, _ in np.asarray(named.spans) if start >= shortest]
+    if beyond:
+        raise BadInput(
+            f"scope: position {beyond[0]} is out of range; the shortest text has positions 0..{shortest - 1}"
+        )
+    return named
 
 
 def unrolled() -> bool:
@@ -104,9 +113,9 @@ def unrolled() -> bool:
 
 @partial(jax.jit, static_argnames=("room", "samples", "unrolled"))
 def _generate(policy, tokens, segments, how, *, room, samples, unrolled):
-    stops, chances, keys, on, new_tokens = how
+    stops, chances, keys, new_tokens = how
     P, rows = tokens.shape[1], len(tokens) * samples
-    first, cache, starts = _read(policy, tokens, segments, on, room=room, samples=samples)
+    first, cache, starts = _read(policy, tokens, segments, room=room, samples=samples)
     policy = policy.replace(edits=_rows(policy.edits, samples))
     if unrolled:
         policy, cache = _apart(policy, cache)
@@ -122,7 +131,7 @@ def _generate(policy, tokens, segments, how, *, room, samples, unrolled):
         position = (P + step - 1 - starts)[:, None]
         last = jax.lax.dynamic_slice_in_dim(tokens, step - 1, 1, axis=1)
         ones = jnp.ones((rows, 1), jnp.int32)
-        scores, cache = _run(policy, last, position, ones, cache, jnp.full((rows, 1), on[1]))
+        scores, cache = _run(policy, last, position, P - starts, ones, cache)
         token, logp, done = choose(scores, step, done)
         return step + 1, cache, done, tokens.at[:, step].set(token), logps.at[:, step].set(logp)
 
@@ -136,13 +145,13 @@ def _generate(policy, tokens, segments, how, *, room, samples, unrolled):
     )
 
 
-def _read(policy, tokens, segments, on, *, room, samples):
+def _read(policy, tokens, segments, *, room, samples):
     """Logits after each prompt, the cache with `room` for its answer, and where it starts: a row for every sample."""
     B, P = tokens.shape
     starts = P - segments.sum(axis=1)
     positions = jnp.maximum(jnp.arange(P)[None] - starts[:, None], 0)
     cache = empty_cache(policy.config, B, P, policy.compute_dtype)
-    scores, cache = _run(policy, tokens, positions, segments, cache, segments * on[0])
+    scores, cache = _run(policy, tokens, positions, P - starts, segments, cache)
 
     def wide(x: Array) -> Array:
         row, slot = {5: (1, 3), 2: (0, 1), 0: (0, 0)}[x.ndim]
@@ -152,9 +161,13 @@ def _read(policy, tokens, segments, on, *, room, samples):
     return jnp.repeat(scores, samples, axis=0), jax.tree.map(wide, cache), jnp.repeat(starts, samples)
 
 
-def _run(policy, tokens, positions, segments, cache, mask):
-    """Logits after the last of these tokens, and the cache with them."""
-    edits = None if policy.edits is None else policy.edits._replace(mask=mask)
+def _run(policy, tokens, positions, lengths, segments, cache):
+    """Logits after the last of these tokens, and the cache with them; prompts are `lengths` tokens long."""
+    edits = policy.edits
+    if edits is not None:
+        facts = {"answered": positions >= lengths[:, None], "asking": positions == lengths[:, None] - 1}
+        chosen = reached(policy.reach, positions=positions, **facts)
+        edits = edits._replace(mask=edits.mask * chosen * segments)
     out = forward(
         policy.config,
         policy.params,
@@ -174,7 +187,8 @@ def _rows(edits: Edits | None, samples: int) -> Edits | None:
     if edits is None or edits.add.shape[1] == 1:
         return edits
     add, gain, target = (jnp.repeat(x, samples, axis=1) for x in (edits.add, edits.gain, edits.target))
-    return edits._replace(add=add, gain=gain, target=target)
+    mask = edits.mask if len(edits.mask) == 1 else jnp.repeat(edits.mask, samples, axis=0)
+    return edits._replace(add=add, gain=gain, target=target, mask=mask)
 
 
 def _apart(policy: Policy, cache: Cache) -> tuple[Policy, Cache]:

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from aif.types import Batch, Tap
 
@@ -25,6 +25,13 @@ def owners(batch: Batch) -> Int[Array, "B T"]:
     trained = jax.vmap(lambda row, at, w: row.at[at].max(w > 0))(trained, after, batch.weights)
     in_path = trained & (batch.branches == 0) & (batch.segments > 0)
     return jnp.where(in_tree, base + batch.branches - 1, jnp.where(in_path, base, R))
+
+
+def asking(batch: Batch) -> Bool[Array, "B T"]:
+    """The tokens from which a scored token is predicted and that belong to no response: the last of a prompt."""
+    blank = jnp.zeros(batch.tokens.shape, bool)
+    predicts = jax.vmap(lambda row, at, w: row.at[at].max(w > 0))(blank, batch.index, batch.weights)
+    return predicts & (owners(batch) == batch.ids.shape[1])
 
 
 def response_tokens(batch: Batch, n: int) -> Int[Array, "B R n"]:

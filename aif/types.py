@@ -74,6 +74,16 @@ class Edits(NamedTuple):
     mask: Float[Array, "#B #T"]  # 1 where the edit applies; size 1 stands for all
 
 
+class Reach(NamedTuple):
+    """Which tokens edits act on, as numbers, so that naming others compiles nothing again.
+
+    A token counts by its kind, and also where its position lies in a span `[start, end)`, from 0 at the prompt's first.
+    """
+
+    kinds: Float[Array, "3"]  # 1 where the edits act on prompt tokens, on the last prompt token, on response tokens
+    spans: Int[Array, "J 2"]
+
+
 class Mean(NamedTuple):
     """A mean kept as its two parts, so that it stays exact under accumulation, packing and sharding."""
 
@@ -137,6 +147,7 @@ __all__ = [
     "Mean",
     "Output",
     "Params",
+    "Reach",
     "Scalar",
     "Solution",
     "State",

@@ -79,7 +79,7 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    for verb in ("run", "compare", "report", "generate", "models", "corpus", "config"):
+    for verb in ("run", "compare", "report", "generate", "chat", "models", "corpus", "config"):
         assert verb in done.stdout
 
 
@@ -161,7 +161,14 @@ def direction(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("steer", [["--steer", "{}:0.5"], ["--steer", "{}:-2@0"], ["--ablate", "{}"]])
+@pytest.mark.parametrize(
+    "steer",
+    [
+        ["--steer", "{}:0.5"],
+        ["--steer", "{0}:-2@0,{0}:1", "--steer", "{0}:0.1", "--clamp", "{0}:0", "--scope", "last"],
+        ["--ablate", "{}", "--scope", "0,2:4"],
+    ],
+)
 def test_steering(steer, direction, call):
     status, out, err = call("generate", "Hello", *FEW, *(word.format(direction) for word in steer))
     assert (status, err) == (0, "") and out.endswith("\n")
@@ -282,6 +289,47 @@ def test_steering_that_cannot_be(spec, line, direction, refused):
     refused("generate", "Hello", *FEW, "--steer", spec.format(direction), line=line)
 
 
+@pytest.mark.parametrize("verb", [("generate", "Hello"), ("chat",)], ids=lambda v: v[0])
+@pytest.mark.parametrize(
+    "options,line",
+    [
+        (("--temperature", "-1"), "temperature: -1.0 is not a temperature"),
+        (("--temperature", "1", "--top-p", "0"), "top_p: 0.0 is not within (0, 1]"),
+        (("--temperature", "1", "--top-p", "1.5"), "top_p: 1.5 is not within (0, 1]"),
+        (("--top-k", "5"), "temperature: 0 draws nothing"),
+        (("--temperature", "1", "--min-p", "-0.1"), "min_p: -0.1 is not within [0, 1]"),
+        (("--scope", "mine"), "scope: 'mine' is none; choose from all, prompt, response, last"),
+        (("--scope", "3:2"), "scope: slice(3, 2, None) names no position"),
+        (("--scope", "last"), "--scope last: nothing is steered"),
+    ],
+)
+def test_answers_that_cannot_be_drawn(verb, options, line, refused):
+    refused(*verb, "--model", "tiny-random", *options, line=line)
+
+
+def test_positions_beyond_the_text(direction, refused):
+    refused(
+        "generate", "Hello", *FEW, "--steer", f"{direction}:1", "--scope", "900", line="position 900 is out of range"
+    )
+
+
+def test_a_conversation_side_by_side(direction, call, monkeypatch):
+    """Turns come line by line; a dose of 0 answers as the plain model does, turn after turn."""
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n\nAnd you?\n/reset\nHello\n/quit\nnever\n"))
+    status, out, err = call("chat", *FEW, "--steer", f"{direction}:0")
+    assert (status, err) == (0, "") and "never" not in out
+    assert [line for line in out.splitlines() if line.startswith("you>")] == [
+        "you> Hello",
+        "you> And you?",
+        "you> Hello",
+    ]
+    assert out.count(" plain ") == out.count("d:0") == 3 and out.count("repetition") == 6
+    first, _, again = out.split("you> ")[1:]
+    assert first == again
+
+
 def test_directions_and_adapters_of_something_else(direction, trained, refused, tmp_path):
     adapter = trained[0] / "stages" / "seed-0" / "sft" / "trained.safetensors"
     other = ("--model", "tiny-random:1", "--tokens", "3")
@@ -289,7 +337,6 @@ def test_directions_and_adapters_of_something_else(direction, trained, refused, 
     refused("generate", "Hello", *other, "--adapter", adapter, line="trained on other weights")
     refused("generate", "Hello", *FEW, "--steer", f"{adapter}:1", line=f"{adapter}: holds no direction")
     refused("generate", "Hello", *FEW, "--adapter", direction, line=f"{direction}: holds 'direction', which is no part")
-    refused("generate", "Hello", *FEW, "--steer", f"{direction}:1", "--ablate", direction, line="give one of them")
     tree = {"q": {"a": np.ones((2, 8, 2)), "b": np.ones((2, 2, 64)), "scale": np.ones(2)}}
     save_arrays(tmp_path / "narrow.safetensors", tree, {})
     refused("generate", "Hello", *FEW, "--adapter", tmp_path / "narrow.safetensors", line="q does not fit this model")

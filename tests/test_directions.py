@@ -239,8 +239,11 @@ def test_steering_from_the_command_line(saved, lm):
     np.testing.assert_array_equal(gone.gain, 1.0)
     np.testing.assert_array_equal(gone.add, 0.0)
     assert edits_from(lm, steer=None, ablate=None) is None
-    with pytest.raises(BadInput, match="give one of them"):
-        edits_from(lm, steer=f"{path}:1", ablate=path)
+    both = edits_from(lm, steer=[f"{path}:1@0,{path}:-2", f"{path}:3"], clamp=f"{path}:0.5", ablate=f"{path}@1", rows=2)
+    assert both.vector.shape == (2, 5, 64) and both.add.shape == (2, 2, 5)
+    np.testing.assert_allclose(both.add[:, 1], [[2.0, 0, 0, 0, 0], [0, -6.0, 9.0, 0, 0]])
+    np.testing.assert_allclose(both.gain[:, 1], [[0, 0, 0, 0, 0], [0, 0, 0, 1.0, 1.0]])
+    np.testing.assert_allclose(both.target[1, 1], [0, 0, 0, 1.5, 0])
     with pytest.raises(BadInput, match="layer 9 is out of range"):
         edits_from(lm, steer=f"{path}:1@9", ablate=None)
 

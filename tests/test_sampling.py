@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aif.batches import one_per_row
 from aif.errors import BadInput
 from aif.models.decoder import DecoderConfig, forward, logits, random_params
+from aif.objectives.logprobs import token_logprobs
 from aif.policy import Policy
 from aif.sampling import degeneration, generate
-from aif.steering import add, clamp
+from aif.steering import add, clamp, parse_scope, reach
+from aif.tokens import tree
 
 NEW = 12
 LENGTHS = [1, 5, 32, 33]  # one bucket is 32 tokens: the longest needs a second one
@@ -66,8 +69,8 @@ def slow_greedy(policy, prompts, scope):
 @pytest.mark.parametrize("scope", ["prompt", "response", "all"])
 def test_greedy_is_the_uncached_argmax_loop(toy, toy_adapter, prompts, edits, scope):
     """Token for token: four prompt lengths in one batch, an adapter, and edits with a dose per row."""
-    policy = toy.replace(adapter=toy_adapter, edits=edits)
-    made = generate(policy, prompts, new_tokens=NEW, stop=NEVER, scope=scope)
+    policy = toy.replace(adapter=toy_adapter, edits=edits, reach=reach(scope))
+    made = generate(policy, prompts, new_tokens=NEW, stop=NEVER)
     tokens, logps = slow_greedy(policy, prompts, scope)
     np.testing.assert_array_equal(made.tokens, tokens)
     np.testing.assert_allclose(made.logps, logps, rtol=0, atol=2e-5)
@@ -114,27 +117,61 @@ def counting_policy(dose: float) -> Policy:
     return Policy({"embed": embed, "head": head, "norm": jnp.ones(4), "layers": layers}, None, edits, config=c)
 
 
-@pytest.mark.parametrize("scope", ["prompt", "response", "all"])
+SCOPES = ["prompt", "response", "all", "last", [0, 2], [slice(1, 4)], [1, slice(4, None)]]
+
+
+def acts(scope, place: int, length: int) -> bool:
+    """Whether the token at `place` of a text is steered, where the prompt is `length` tokens long."""
+    if isinstance(scope, str):
+        first = {"all": 0, "prompt": 0, "response": length, "last": length - 1}[scope]
+        return place >= first and (scope != "prompt" or place < length)
+    return any(place in range(s.start, s.stop or 99) if isinstance(s, slice) else place == s for s in scope)
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=str)
 def test_scope_names_the_positions_that_are_steered(scope):
-    """The log-probability of token t tells how many of the positions before it were steered.
+    """The log-probability of token t tells how many of the positions before it were steered, in the prompt that is read
+    at once and in the answer that is decoded token by token; and scoring the same answer steers the same positions.
 
     With k of n positions steered, coordinate 2 is c k/n, where c = 1/rms(1, 1, 0, 0) = sqrt 2 is what a steered
     position shows after the norm; the last residual is (1, e, c k/n, 0), e = 1 where the last position is steered.
-    Before token t there are P prompt and t generated positions.
     """
     steps, prompts = 4, [[0] * 3, [1] * 5]
-    made = generate(counting_policy(1.0), prompts, new_tokens=steps, stop=NEVER, scope=scope)
+    policy = counting_policy(1.0).replace(reach=reach(scope))
+    made = generate(policy, prompts, new_tokens=steps, stop=NEVER)
     for row, prompt in enumerate(prompts):
-        P = len(prompt)
         for t in range(steps):
-            on_prompt, on_answer = scope in ("all", "prompt"), scope in ("all", "response")
-            k = P * on_prompt + t * on_answer
-            e = on_prompt if t == 0 else on_answer
-            r = np.array([1.0, e, np.sqrt(2 / (1 + 2e-5)) * k / (P + t), 0.0])
+            on = [acts(scope, place, len(prompt)) for place in range(len(prompt) + t)]
+            r = np.array([1.0, on[-1], np.sqrt(2 / (1 + 2e-5)) * np.mean(on), 0.0])
             h = r / np.sqrt((r**2).mean() + 1e-5)
             want = h[2] - np.log(np.exp(h[2]) + 1 + np.exp(-3 * h[0]))
             np.testing.assert_allclose(made.logps[row, t], want, rtol=0, atol=2e-6)
     np.testing.assert_array_equal(made.tokens, 0)
+    trees = [tree(prompt, [[0] * steps, [2, 0, 0]]) for prompt in prompts]
+    batch = jax.tree.map(jnp.asarray, one_per_row(trees, 12, 7, 2))
+    np.testing.assert_allclose(token_logprobs(policy, batch)[:, :steps], made.logps, rtol=0, atol=2e-6)
+
+
+def test_scopes_that_cannot_be(toy, prompts, edits):
+    for scope in ("none", [-1], [slice(3, 3)], [slice(0, 9, 2)], []):
+        with pytest.raises(BadInput, match="scope: "):
+            reach(scope)
+    far = toy.replace(edits=edits, reach=reach([1, 4]))  # the shortest prompt is one token, and three are asked for
+    with pytest.raises(BadInput, match=r"scope: position 4 is out of range; the shortest text has positions 0\.\.3"):
+        generate(far, prompts, new_tokens=3, stop=NEVER)
+
+
+def test_scopes_as_the_command_line_writes_them():
+    assert [parse_scope(text) for text in ("all", "last", "3", "0,5:8,12:", ":4")] == [
+        "all",
+        "last",
+        [3],
+        [0, slice(5, 8), slice(12, None)],
+        [slice(None, 4)],
+    ]
+    for text in ("", "nothing", "1,,2", "1:2:3", "a:b"):
+        with pytest.raises(BadInput, match="scope: .* is none"):
+            parse_scope(text)
 
 
 def test_edits_change_without_compiling_again(toy, toy_adapter, prompts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +11,56 @@ import jax.numpy as jnp
 
 from aif.directions.files import load_direction
 from aif.errors import BadInput
-from aif.steering import add, project_out
+from aif.steering import add, project_out, together
+from aif.steering import clamp as set_to
 from aif.types import Direction, Edits
 
+Specs = str | Path | Sequence[str | Path] | None  # one or several; commas separate several in one text
 
-def edits_from(lm: Any, *, steer: str | None, ablate: Path | None, rows: int = 1) -> Edits | None:
-    """Edits for `FILE:DOSE[@LAYER]` (added at the file's own layer unless one is named) or for an ablation.
+
+def edits_from(
+    lm: Any, *, steer: Specs = None, clamp: Specs = None, ablate: Specs = None, rows: int = 1
+) -> Edits | None:
+    """Edits, all of them at once, as the command line and configs write them.
+
+    Args:
+      steer: `FILE:DOSE[@LAYER]`, added at the file's own layer unless one is named; doses are residual norms.
+      clamp: `FILE:VALUE[@LAYER]`, the coordinate along the direction set to so many residual norms.
+      ablate: `FILE[@LAYER]`, projected out at every layer unless one is named.
 
     Raises:
-      BadInput: the specification, the file or the layer is not right; both are given.
+      BadInput: a specification, a file or a layer is not right.
     """
-    shape = (lm.config.layers, lm.config.width)
-    if steer and ablate:
-        raise BadInput("--steer and --ablate: give one of them")
-    if ablate is not None:
-        direction = load_direction(ablate, fingerprint=lm.fingerprint, shape=shape)
-        return project_out(direction.vector, rows=rows, layers=range(lm.config.layers))
-    if not steer:
-        return None
-    file, dose, layer = parse(steer)
-    direction = load_direction(file, fingerprint=lm.fingerprint, shape=shape)
-    return add(
-        direction.vector, jnp.full(rows, dose), residual_norms(direction, file), layers=[_layer(direction, layer, file)]
-    )
+    made = [_dosed(lm, add, spec, "--steer", rows) for spec in _each(steer)]
+    made += [_dosed(lm, set_to, spec, "--clamp", rows) for spec in _each(clamp)]
+    made += [_ablation(lm, spec, rows) for spec in _each(ablate)]
+    return together(*made) if made else None
 
 
-def parse(spec: str) -> tuple[Path, float, int | None]:
+def _each(specs: Specs) -> list[str]:
+    given = [specs] if isinstance(specs, str | Path) else specs or ()
+    return [part for spec in given for part in str(spec).split(",")]
+
+
+def _dosed(lm: Any, edit: Any, spec: str, option: str, rows: int) -> Edits:
+    file, dose, layer = parse(spec, option)
+    direction = _load(lm, file)
+    layers = [_layer(direction, layer, file)]
+    return edit(direction.vector, jnp.full(rows, dose), residual_norms(direction, file), layers=layers)
+
+
+def _ablation(lm: Any, spec: str, rows: int) -> Edits:
+    file, at, layer = spec.rpartition("@")
+    named = at and layer.lstrip("-").isdigit()
+    layers = [int(layer)] if named else range(lm.config.layers)
+    return project_out(_load(lm, Path(file if named else spec)).vector, rows=rows, layers=layers)
+
+
+def _load(lm: Any, file: Path) -> Direction:
+    return load_direction(file, fingerprint=lm.fingerprint, shape=(lm.config.layers, lm.config.width))
+
+
+def parse(spec: str, option: str = "--steer") -> tuple[Path, float, int | None]:
     """`FILE:DOSE[@LAYER]` in its three parts."""
     file, _, rest = spec.rpartition(":")
     dose, at, layer = rest.partition("@")
@@ -45,7 +70,7 @@ def parse(spec: str) -> tuple[Path, float, int | None]:
         return Path(file), float(dose), int(layer) if at else None
     except ValueError as error:
         raise BadInput(
-            f"--steer {spec}: write FILE:DOSE or FILE:DOSE@LAYER, as in contrast.safetensors:0.5@14"
+            f"{option} {spec}: write FILE:DOSE or FILE:DOSE@LAYER, as in contrast.safetensors:0.5@14"
         ) from error
 
 
