@@ -9,9 +9,11 @@ import typer
 
 from aif.errors import BadInput
 from aif.verbs.parameters import ConfigFile, Overrides
+from aif.verbs.sweep import sweep
 
 NAME = "direction"
-app = typer.Typer(no_args_is_help=True, help="Directions: extract, fit probes, show, compare, export, import.")
+app = typer.Typer(no_args_is_help=True, help="Directions: extract, fit probes, sweep, show, compare, export, import.")
+app.command("sweep")(sweep)
 
 Kind = Literal["contrast", "pca", "trained", "o", "down", "shift"]
 Tokens = Annotated[Literal["mean", "last"], typer.Option(help="all tokens of a response, or its last one")]
