@@ -109,15 +109,49 @@ def changed(params: dict, adapter: Adapter) -> tuple[dict, Adapter | None]:
     return jax.tree_util.tree_map_with_path(add, params), {n: p for n, p in adapter.items() if n not in whole} or None
 
 
+def _product(x: dict[str, Array], y: dict[str, Array]) -> Float[Array, "L"]:
+    """<x, y> of one part per layer: trace((A_x^T A_y)(B_y B_x^T)) with the scales, or of u, or of d."""
+    if "d" in x:
+        return jnp.sum(x["d"] * y["d"], axis=tuple(range(1, x["d"].ndim)))
+    scales = x["scale"] * y["scale"]
+    if "u" in x:
+        return scales * jnp.sum(x["u"] * y["u"], axis=-1)
+    gram_a = jnp.einsum("lir,lis->lrs", x["a"], y["a"])
+    gram_b = jnp.einsum("lro,lso->lrs", x["b"], y["b"])
+    return scales * jnp.einsum("lrs,lrs->l", gram_a, gram_b)
+
+
+def inner(x: Adapter, y: Adapter) -> dict[str, Float[Array, "L"]]:
+    """<x, y> of the weight changes, part by part and layer by layer, without building A B. Parts meet by name."""
+    return {name: _product(x[name], y[name]) for name in x if name in y}
+
+
+def between(x: Adapter, y: Adapter, t: Float[Array, ""] | float) -> Adapter:
+    """(1 - t) x + t y, exactly: low-rank parts by setting their ranks side by side, the others by adding."""
+    out: Adapter = {}
+    for name in dict.fromkeys([*x, *y]):
+        parts: Any = [(side[name], share) for side, share in ((x, 1 - t), (y, t)) if name in side]
+        if len(parts) == 1:
+            out |= rescale({name: parts[0][0]}, parts[0][1])
+        elif "d" in parts[0][0]:
+            out[name] = {"d": sum(share * part["d"] for part, share in parts)}
+        else:
+            out[name] = _side_by_side(parts)
+    return out
+
+
+def _side_by_side(parts: list[tuple[dict[str, Array], Any]]) -> dict[str, Array]:
+    """sum_k share_k scale_k A_k B_k as one pair A, B of the ranks together; or the sum of vectors."""
+    ones = jnp.ones_like(parts[0][0]["scale"])
+    if "u" in parts[0][0]:
+        return {"u": sum(s * p["scale"][:, None] * p["u"] for p, s in parts), "scale": ones}  # pyright: ignore
+    b = [share * part["scale"][:, None, None] * part["b"] for part, share in parts]
+    return {"a": jnp.concatenate([p["a"] for p, _ in parts], -1), "b": jnp.concatenate(b, 1), "scale": ones}
+
+
 def _square_norm(target: dict[str, Array]) -> Float[Array, "L"]:
-    """||scale A B||_F^2 per layer as trace((A^T A)(B B^T)), ||scale u||^2, or ||d||^2."""
-    if "d" in target:
-        return jnp.sum(jnp.square(target["d"]), axis=tuple(range(1, target["d"].ndim)))
-    if "u" in target:
-        return jnp.square(target["scale"]) * jnp.sum(jnp.square(target["u"]), axis=-1)
-    gram_a = jnp.einsum("lir,lis->lrs", target["a"], target["a"])
-    gram_b = jnp.einsum("lro,lso->lrs", target["b"], target["b"])
-    return jnp.square(target["scale"]) * jnp.einsum("lrs,lrs->l", gram_a, gram_b)
+    """||scale A B||_F^2 per layer, or ||scale u||^2, or ||d||^2."""
+    return _product(target, target)
 
 
 def effective_norm(adapter: Adapter) -> Float[Array, ""]:

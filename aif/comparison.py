@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from aif import results as records
-from aif.adapter import change, effective_norm
+from aif.adapter import change, changed, effective_norm
 from aif.basins import Bench, Measured, Subject
 from aif.basins.scoring import divergences
 from aif.checkpoint import load_arrays, save_arrays
@@ -179,6 +179,22 @@ def make_bench(run: Comparison, subjects: list[Subject]) -> Bench:
     """Held-out data and the subjects, for the metrics."""
     e, c = run.experiment, run.config.corpus
     elsewhere = c.heldout_domain if e.rows(c.heldout_domain) else c.heldout
+    full = run.config.adapter.kind == "full"
+
+    def further(subject: Subject, arm: str, steps: int) -> Any:
+        spec = run.config.arms[arm].model_copy(update={"steps": steps})
+        start = changed(e.base.params, subject.adapter)[0] if full else subject.adapter
+        done = e.train(
+            spec,
+            start,
+            seed=subject.seed + 1,
+            name=arm,
+            folder=None,
+            progress=run.progress,
+            origin=e.fresh(subject.seed),
+        )
+        return change(done.trainable, e.base.params) if full else done.trainable
+
     return Bench(
         base=e.base.replace(remat="none"),
         subjects=subjects,
@@ -188,6 +204,12 @@ def make_bench(run: Comparison, subjects: list[Subject]) -> Bench:
         tokenizer=e.lm.tokenizer,
         rows=run.config.batch.rows,
         key=jax.random.key(run.config.seed),
+        arms=tuple(run.config.arms),
+        stance=c.target,
+        training=e.data("target", *c.train),
+        shown=e.rows(*c.train),
+        asked=e.rows(c.heldout),
+        further=further,
         say=run.progress.say,
         note=run.notes.append,
     )

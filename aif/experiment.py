@@ -242,9 +242,10 @@ class Experiment:
         progress: Progress,
         objective: Objective | None = None,
         tables: dict[str, np.ndarray] | None = None,
+        origin: Any = None,
     ) -> Trained:
-        """One stage from `trainable`; its reference model is the policy it starts from."""
-        reference = self.reference(trainable)
+        """One stage from `trainable`; its reference model is the policy it starts from, or that of `origin`."""
+        reference = self.reference(trainable if origin is None else origin)
         objective = objective or self.objective(spec, reference)
         settings, steered = self.settings(spec, seed), self.steered(spec, name)
         data = self.examples(objective, tables)

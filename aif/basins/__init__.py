@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from aif.batches import Dataset
+from aif.corpus import Conversation
 from aif.policy import Policy
 from aif.types import Adapter
 
@@ -58,12 +59,16 @@ class Measured:
     x_label: str = ""
 
 
+Further = Callable[[Subject, str, int], Adapter]
+
+
 @dataclass(frozen=True)
 class Bench:
     """What metrics measure on: the base model, the subjects and the held-out data.
 
     `target` holds the target responses of held-out prompts of training domains; `alternatives` and
     `alternatives_elsewhere` hold all candidates of held-out prompts, in training domains and in held-out domains.
+    `further(subject, arm, steps)` is the solution after so many more steps of that arm's own stage.
     """
 
     base: Policy
@@ -74,6 +79,12 @@ class Bench:
     tokenizer: Any
     rows: int
     key: Array
+    arms: Sequence[str] = ()
+    stance: str = ""  # whose answers are the target
+    training: Dataset | None = None  # target responses of training prompts
+    shown: Sequence[Conversation] = ()  # rows of training prompts
+    asked: Sequence[Conversation] = ()  # rows of held-out prompts
+    further: Further | None = None
     say: Callable[[str], None] = field(default=lambda text: None)
     note: Callable[[str], None] = field(default=lambda text: None)  # what the reader of the report must know
 

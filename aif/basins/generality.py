@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from aif.basins import Bench, Measured, Subject, ratio
+from aif.basins.norms import twins
 from aif.basins.scoring import carrying, losses
 from aif.batches import Dataset
 
@@ -21,6 +22,7 @@ QUANTITIES = tuple(f"log-odds gained in {split}" for split in SPLITS)
 
 class Options(BaseModel, extra="forbid"):
     prompts: int | None = Field(None, ge=1, description="held-out prompts per split; all when left out")
+    controls: int = Field(1, ge=0, description="random twins per kind of solution, each with the norm of the last one")
 
 
 def log_odds(sums: np.ndarray, tokens: np.ndarray, data: Dataset) -> np.ndarray:
@@ -34,13 +36,22 @@ def log_odds(sums: np.ndarray, tokens: np.ndarray, data: Dataset) -> np.ndarray:
     )
 
 
+def unclear(effect: np.ndarray) -> str:
+    """Why a share of this effect (one number per row) means nothing; empty when it does."""
+    error = effect.std() / np.sqrt(len(effect))
+    if len(effect) < 2 or abs(effect.mean()) > 2 * error:
+        return ""
+    return f"within two standard errors of zero ({effect.mean():.2g} with an error of {error:.2g})"
+
+
 def measure(bench: Bench, options: Options) -> list[Measured]:
     """The effect on held-out prompts in training domains and in held-out domains, per subject."""
     out: list[Measured] = []
+    subjects = [s for s in bench.subjects if not s.control] + twins(bench, options.controls)
     for split, data in zip(SPLITS, (bench.alternatives, bench.alternatives_elsewhere), strict=True):
         data = data.some(options.prompts)
         before = log_odds(*losses(bench.base, data, rows=bench.rows), data)
-        for subject in (s for s in bench.subjects if not s.control):
+        for subject in subjects:
             bench.say(f"generality: {subject.name}, {split}")
             after = log_odds(*losses(carrying(bench.base, subject.adapter), data, rows=bench.rows), data)
             out.append(_quantity(subject, split, after - before))

@@ -42,11 +42,19 @@ def grids(bench: Bench, factors: Sequence[float], controls: int) -> Iterator[Gri
         if not subjects:
             continue
         mean = float(np.mean([float(effective_norm(s.adapter)) for s in subjects]))
-        twins = [
-            Subject(f"random {kind}", random_like(subjects[-1].adapter, jax.random.fold_in(bench.key, k)), k, True)
-            for k in range(controls)
-        ]
-        yield Grid(subjects + twins, mean * np.array(every), every.index(1.0))
+        yield Grid(subjects + twins_of(subjects[-1], bench, controls), mean * np.array(every), every.index(1.0))
+
+
+def twins_of(subject: Subject, bench: Bench, controls: int) -> list[Subject]:
+    """Random subjects with the norm of this one in every module and layer."""
+    keys = [jax.random.fold_in(bench.key, k) for k in range(controls)]
+    return [Subject(f"random {subject.kind}", random_like(subject.adapter, key), k, True) for k, key in enumerate(keys)]
+
+
+def twins(bench: Bench, controls: int) -> list[Subject]:
+    """The twins of the last solution of every kind."""
+    last = {s.kind: s for s in bench.subjects if not s.control and float(effective_norm(s.adapter)) > 0}
+    return [twin for subject in last.values() for twin in twins_of(subject, bench, controls)]
 
 
 def moved(bench: Bench) -> list[Subject]:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field
 
 from aif.adapter import DRAWN
 from aif.basins import Bench, Measured, Subject, weighted_mean
+from aif.basins.generality import unclear
 from aif.basins.norms import moved
 from aif.basins.scoring import carrying, grid_losses, losses
 from aif.types import Adapter
@@ -81,10 +82,8 @@ def too_small(gain: np.ndarray, base: np.ndarray) -> str:
         return (
             f"it gains {share:.1%} of the base model's loss, and a share of a gain below {LEAST_GAIN:.1%} means nothing"
         )
-    spread = np.sqrt(len(gain)) * gain.std()
-    if len(gain) > 1 and gain.sum() < 2 * spread:
-        return f"its gain, {share:.1%} of the base model's loss, is within two standard errors of zero"
-    return ""
+    why = unclear(gain)
+    return f"its gain per row is {why}" if why else ""
 
 
 def _quantities(

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from aif.errors import BadInput
 from aif.report import tables
+from aif.report.basin_map import map_panels
 from aif.report.plots import Panel, bar_panels, curve_panels, styles
 from aif.report.training import loss_panels, term_panels
 from aif.report.wording import METRICS, compared, number
@@ -106,7 +107,9 @@ def metric_sections(results: Results) -> list[dict[str, Any]]:
         panels: list[Panel] = curve_panels([c for c in results.curves if c.metric == name], look)
         grids = {(p.title, tuple(p.names)) for p in panels}
         split = len({title for title, _ in grids}) < len(panels)
-        panels = panels or bar_panels([s for s in results.scalars if s.metric == name], look)
+        scalars = [s for s in results.scalars if s.metric == name]
+        panels = panels or bar_panels(scalars, look)
+        panels += map_panels(name, scalars, look)
         shown = list(dict.fromkeys(n for p in panels for n in p.names))
         out.append({"name": name, "about": METRICS.get(name, ""), "panels": panels, "shown": shown, "split": split})
     return out

@@ -32,6 +32,16 @@ METRICS = {
     "not say that the answers are better.",
     "generality": "Whether the preference for the target answers carries over to held-out prompts of the training "
     "domains, and to domains that were never trained on. Zero means that nothing was gained over the base model.",
+    "geometry": "Which way the solutions lie from the base model. A cosine of 1 is the same direction; the random twin "
+    "shows what unrelated directions have. Solutions that share a first stage share its change, which raises cosines.",
+    "connectivity": "Whether the held-out loss rises on the straight line between two solutions. Without a barrier "
+    "they lie in one basin; the random twin shows the line to a place that nothing was trained to reach.",
+    "transfer": "Whether a solution's mean shift of the residual stream, added to the base model, does what the "
+    "solution does, and whether taking the shift out of another solution undoes that one. 100 % is the whole effect.",
+    "metastability": "What more training does: whether a solution comes back after noise, and where it goes under "
+    "another arm's objective. A solution that is left for another one was held in place by its objective alone.",
+    "context": "What earlier turns do to the base model without any change of weights, beside what fine-tuning does. "
+    "The control is as many turns of another stance. More effective dimensions mean a richer shift.",
 }
 
 CURVES = {
@@ -50,6 +60,21 @@ CURVES = {
     ("significance", "KL from the base model"): Meaning(
         "KL divergence of the solution from the base model on pre-training-like text, at equal norm.", "higher"
     ),
+    ("geometry", "cosine with"): Meaning("Cosine of the weight changes, layer by layer.", "", (0.0, "unrelated")),
+    ("connectivity", "loss from"): Meaning("Held-out loss on the straight line; a hump is a barrier.", "lower"),
+    ("transfer", "effect produced by its own shift"): Meaning(
+        "Share of the solution's effect that its mean shift produces in the base model, against dose.",
+        "",
+        (100.0, "the whole effect"),
+    ),
+    ("metastability", "cosine with"): Meaning("Cosine with a solution as training goes on under another objective."),
+    ("metastability", "norm"): Meaning("Effective norm as training goes on under another objective."),
+    ("context", "log-odds"): Meaning(
+        "Log-odds of target over contrast answers; above zero the target answer is the likelier one.",
+        "higher",
+        (0.0, "flip"),
+    ),
+    ("context", "projection"): Meaning("How far the answer's residual lies along the mean shift of context."),
 }
 
 TERMS = {
@@ -65,9 +90,11 @@ BOOKKEEPING = {"step", "loss", "skipped", "learning_rate", "tokens", "seconds", 
 
 
 def meaning(metric: str, quantity: str, unit: str, x_label: str) -> Meaning:
-    """What a curve means; metrics without an entry get a plain sentence made from their own fields."""
+    """What a curve means, by its name or how it begins; without an entry, a plain sentence from its own fields."""
     plain = Meaning(f"{quantity}{f', {unit},' if unit else ''} against {x_label or 'the grid'}.")
-    return CURVES.get((metric, quantity), plain)
+    exact = CURVES.get((metric, quantity))
+    begun = [m for (name, start), m in CURVES.items() if name == metric and quantity.startswith(start)]
+    return exact or next(iter(begun), plain)
 
 
 def _decimal(value: float, places: int) -> str:
