@@ -202,3 +202,49 @@ def test_context_without_turns_is_the_base_model(lm, base, adapter, data, rows):
     assert {("x", "participation ratio"), ("x", "stable rank")} <= found.keys()
     with pytest.raises(BadInput, match="9 turns and only 5"):
         context.measure(bench, context.Options(turns=[1, 9]))
+
+
+# In a comparison
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison with these metrics on the tiny model, and its page."""
+    import aif
+
+    config = aif.load_config(
+        "configs/tiny.yaml",
+        [
+            "~arms.efe",
+            "arms.dpo.steps=1",
+            "arms.sft.steps=1",
+            "arms.more={objective: {name: sft}, steps: 2}",
+            "samples.prompts=0",
+            "measure={geometry: {}, connectivity: {points: 3}, transfer: {doses: [1.0], prompts: 2, shown: 2}, "
+            "metastability: {toggle: [[sft, dpo]], steps: [1]}, context: {turns: [0, 1], prompts: 2}}",
+        ],
+    )
+    out = tmp_path_factory.mktemp("compared") / "run"
+    return aif.compare(config, out=out), (out / "report.html").read_text()
+
+
+def test_every_metric_has_numbers_in_the_table_and_a_section(compared):
+    results, page = compared
+    found = {s.metric for s in results.scalars}
+    assert {"geometry", "connectivity", "context"} <= found
+    for record in [*results.scalars, *results.curves]:
+        assert np.isfinite([record.value, record.low, record.high]).all(), record
+    for word in ("Basin map by loss barrier", "Basin map by direction cosine", "sft, then dpo", "contrast turns"):
+        assert word in page, word
+    assert {s.arm for s in results.scalars if s.control} >= {"random lora", "contrast turns"}
+
+
+def test_the_map_keeps_the_distances_of_a_triangle():
+    """Sides 3, 4, 5 lie in a plane: classical scaling keeps them exactly."""
+    from aif.report.basin_map import classical_scaling
+
+    sides = np.array([[0, 3, 4], [3, 0, 5], [4, 5, 0.0]])
+    places, share = classical_scaling(sides)
+    got = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    np.testing.assert_allclose(got, sides, atol=1e-9)
+    np.testing.assert_allclose(share, 1.0)
