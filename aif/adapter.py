@@ -3,6 +3,8 @@
     {"q": {"a": [L, in, r], "b": [L, r, out], "scale": [L]}, ..., "vector": {"u": [L, D], "scale": [L]}}
     {"layers/q/w": {"d": [L, in, out]}, "embed": {"d": [1, V, D]}, ...}
 
+(`[L, E, in, r]` and `[L, E, r, out]` for the layers of E experts.)
+
 A low-rank target adds `scale (x A) B` to its linear layer; a vector adds `scale u` to the residual at the block's
 output. `scale` is a constant of the adapter (alpha / rank, and 0 in layers it leaves alone). A full fine-tune is the
 change d of every weight: what is rescaled, drawn at random or compared is the same for all three.
@@ -53,12 +55,12 @@ def lora(
     scale = _layer_mask(config, layers) * (alpha / rank)
     adapter: Adapter = {}
     for number, target in enumerate(targets):
-        wide, out = config.target_shape(target)
+        *lead, wide, out = config.target_shape(target)
         bound = wide**-0.5
         a = jax.random.uniform(
-            jax.random.fold_in(key, number), (config.layers, wide, rank), minval=-bound, maxval=bound
+            jax.random.fold_in(key, number), (config.layers, *lead, wide, rank), minval=-bound, maxval=bound
         )
-        adapter[target] = {"a": a, "b": jnp.zeros((config.layers, rank, out)), "scale": scale}
+        adapter[target] = {"a": a, "b": jnp.zeros((config.layers, *lead, rank, out)), "scale": scale}
     return adapter
 
 
@@ -78,9 +80,11 @@ def check(adapter: dict[str, Any], config: DecoderConfig, where: str = "adapter"
         if name != "vector" and name not in TARGETS or not isinstance(target, dict):
             raise BadInput(f"{where}: holds {name!r}, which is no part of an adapter; name a file that an arm trained")
         found = {leaf: x.shape for leaf, x in target.items()}
-        wide, out = (0, 0) if name == "vector" else config.target_shape(name)
+        *lead, wide, out = (0, 0) if name == "vector" else config.target_shape(name)
         rank = found.get("a", (0,))[-1]
-        wanted = {"a": (L, wide, rank), "b": (L, rank, out)} if name != "vector" else {"u": (L, config.width)}
+        wanted = (
+            {"a": (L, *lead, wide, rank), "b": (L, *lead, rank, out)} if name != "vector" else {"u": (L, config.width)}
+        )
         if found != {**wanted, "scale": (L,)}:
             raise BadInput(f"{where}: {name} does not fit this model; train the adapter on this model")
     return adapter
@@ -116,9 +120,9 @@ def _product(x: dict[str, Array], y: dict[str, Array]) -> Float[Array, "L"]:
     scales = x["scale"] * y["scale"]
     if "u" in x:
         return scales * jnp.sum(x["u"] * y["u"], axis=-1)
-    gram_a = jnp.einsum("lir,lis->lrs", x["a"], y["a"])
-    gram_b = jnp.einsum("lro,lso->lrs", x["b"], y["b"])
-    return scales * jnp.einsum("lrs,lrs->l", gram_a, gram_b)
+    gram_a = jnp.einsum("l...ir,l...is->l...rs", x["a"], y["a"])
+    gram_b = jnp.einsum("l...ro,l...so->l...rs", x["b"], y["b"])
+    return scales * jnp.sum(gram_a * gram_b, axis=tuple(range(1, gram_a.ndim)))
 
 
 def inner(x: Adapter, y: Adapter) -> dict[str, Float[Array, "L"]]:
@@ -145,8 +149,8 @@ def _side_by_side(parts: list[tuple[dict[str, Array], Any]]) -> dict[str, Array]
     ones = jnp.ones_like(parts[0][0]["scale"])
     if "u" in parts[0][0]:
         return {"u": sum(s * p["scale"][:, None] * p["u"] for p, s in parts), "scale": ones}  # pyright: ignore
-    b = [share * part["scale"][:, None, None] * part["b"] for part, share in parts]
-    return {"a": jnp.concatenate([p["a"] for p, _ in parts], -1), "b": jnp.concatenate(b, 1), "scale": ones}
+    b = [share * part["scale"].reshape(-1, *[1] * (part["b"].ndim - 1)) * part["b"] for part, share in parts]
+    return {"a": jnp.concatenate([p["a"] for p, _ in parts], -1), "b": jnp.concatenate(b, -2), "scale": ones}
 
 
 def _square_norm(target: dict[str, Array]) -> Float[Array, "L"]:
@@ -199,6 +203,6 @@ def merge(config: DecoderConfig, params: dict, adapter: Adapter) -> dict:
         raise BadInput("adapter: a steering vector cannot be merged into weights; export it as a control vector")
     layers = dict(params["layers"])
     for name, target in adapter.items():
-        delta = jnp.einsum("l,lir,lro->lio", target["scale"], target["a"], target["b"])
+        delta = jnp.einsum("l,l...ir,l...ro->l...io", target["scale"], target["a"], target["b"])
         layers[name] = {**layers[name], "w": layers[name]["w"] + delta}
     return {**params, "layers": layers}

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from aif.models.decoder import DecoderConfig, forward, head
+from aif.models.decoder import DecoderConfig, Head, forward, head
 from aif.steering import within
 from aif.types import Adapter, Batch, Edits, Output, Params, Reach, Tap
 
@@ -54,9 +53,9 @@ class Policy:
         )
 
     @property
-    def head(self) -> Array:
-        """The vocabulary head `[V, D]`."""
-        return head(self.params)
+    def head(self) -> Head:
+        """The vocabulary head: a call turns hidden states into logits; `weight` is `[V, D]`."""
+        return Head(head(self.params), self.config.logit_cap)
 
     def replace(self, **values: Any) -> Policy:
         """The same policy with other values."""

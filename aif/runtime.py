@@ -20,7 +20,7 @@ def compilation_cache() -> None:
     """
     import jax
 
-    from aif.models.hub import cache_folder
+    from aif.models.catalogue import cache_folder
 
     if os.environ.get("AIF_COMPILATION_CACHE") == "off" or getattr(jax.config, "jax_compilation_cache_dir", None):
         return

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from aif.drawing import Per, draw, drawing
 from aif.errors import BadInput
-from aif.models.decoder import Cache, apart, empty_cache, forward, logits
+from aif.models.decoder import Cache, apart, empty_cache, forward
 from aif.policy import Policy
 from aif.steering import reach, reached
 from aif.types import Edits, Reach
@@ -179,7 +179,7 @@ def _run(policy, tokens, positions, lengths, segments, cache):
         cache=cache,
         compute_dtype=policy.compute_dtype,
     )
-    return logits(policy.params, out.hidden[:, -1]), out.cache
+    return policy.head(out.hidden[:, -1]), out.cache
 
 
 def _rows(edits: Edits | None, samples: int) -> Edits | None:

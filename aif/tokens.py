@@ -75,13 +75,18 @@ def encode(tokenizer: Any, row: Conversation, candidates: Sequence[int], max_len
     """
     if row.kind == "text":
         ids = encode_text(tokenizer, _shield(tokenizer, row.candidates[0].content))
-        return _fit(_path([(ids, True)]), row, max_length)
+        return _fit(_path([(opening(tokenizer), False), (ids, True)]), row, max_length)
     if row.train_turns:
         return _fit(_path(_turns(tokenizer, row, candidates[0])), row, max_length)
     prompt_text = render(tokenizer, row.prompt, answer_next=True, where=row.where)
     prompt = encode_text(tokenizer, prompt_text)
     answers = [_answer(tokenizer, row.prompt, row.candidates[k].content, prompt_text, row.where) for k in candidates]
     return _fit(tree(prompt, answers), row, max_length)
+
+
+def opening(tokenizer: Any) -> list[int]:
+    """The token that every text of this tokenizer begins with, as the model was trained: none, or its BOS."""
+    return [t for t in tokenizer.encode("", add_special_tokens=True)[:1] if t == tokenizer.bos_token_id]
 
 
 def pieces(tokenizer: Any, encoded: Encoded) -> list[tuple[str, bool]]:

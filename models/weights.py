@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +20,33 @@ from safetensors import SafetensorError, safe_open
 from aif.types import BadInput, Params
 
 from .decoder import DecoderConfig, shapes
-from .families import from_hf, hf_names
+from .families import from_hf
+from .names import Path as LeafPath
+from .names import Place, hf_names
 
 FLOATS = ("F32", "F16", "BF16")
 _JSON_LIMIT = 64 << 20
+BLOCK = 1 << 22  # numbers that are read from a tensor at a time
 
 
 class Stored(NamedTuple):
-    """A tensor of a file that has not been read yet; `read` returns it in any float type."""
+    """A tensor of a file that has not been read yet; `read` returns a part of it in any float type."""
 
     shape: tuple[int, ...]
     dtype: str
-    read: Callable[[], np.ndarray]
+    read: Callable[[tuple[slice, ...]], np.ndarray]
 
 
-def read_folder(path: str | Path) -> tuple[DecoderConfig, Params]:
+Build = Callable[[tuple[slice, ...]], np.ndarray]  # part of a leaf -> its float32 values, read from the file
+Keep = Callable[[LeafPath, tuple[int, ...], Build], Any]  # path, shape, build -> what stands in the parameters
+
+
+def whole(path: LeafPath, shape: tuple[int, ...], build: Build) -> np.ndarray:
+    """Keeps a leaf as one array in the host's memory."""
+    return build(tuple(slice(None) for _ in shape))
+
+
+def read_folder(path: str | Path, keep: Keep = whole) -> tuple[DecoderConfig, Params]:
     """Sizes and float32 parameters of a Hugging Face folder (one `model.safetensors`, or shards with their index).
 
     float16 and bfloat16 weights are widened to float32; every other type is refused.
@@ -45,7 +58,7 @@ def read_folder(path: str | Path) -> tuple[DecoderConfig, Params]:
     config = folder_config(folder)
     with ExitStack() as stack:
         tensors = folder_tensors(folder, stack)
-        return config, assemble(config, hf_names(config), tensors, str(folder))
+        return config, assemble(config, hf_names(config), tensors, str(folder), keep)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -92,8 +105,8 @@ def folder_tensors(folder: Path, stack: ExitStack) -> dict[str, Stored]:
     return tensors
 
 
-def _reader(opened: Any, name: str) -> Callable[[], np.ndarray]:
-    return lambda: opened.get_tensor(name)
+def _reader(opened: Any, name: str) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    return lambda index: opened.get_slice(name)[index]
 
 
 def _shards(folder: Path) -> tuple[list[Path], set[str]]:
@@ -153,13 +166,16 @@ def _open(path: Path, stack: ExitStack) -> Any:
 
 
 def assemble(
-    config: DecoderConfig, names: dict[tuple[str, ...], str], tensors: dict[str, Stored], where: str
+    config: DecoderConfig, names: dict[LeafPath, Place], tensors: dict[str, Stored], where: str, keep: Keep = whole
 ) -> Params:
     """Float32 parameters in the layout of `decoder.shapes`, from tensors stored one a layer and `[out, in]`.
 
+    Leaves are built one after the other, so the host never holds more than one beside what `keep` holds.
+
     Args:
-      names: path of a leaf -> template of its stored name, as `hf_names` returns.
+      names: path of a leaf -> its place, as `hf_names` returns.
       tensors: what the file or folder holds.
+      keep: what to make of a leaf: an array in memory, one on a device, or one of which every device reads its part.
 
     Raises:
       BadInput: every missing, left-over, misshapen or wrongly typed tensor at once; then every one with NaN or Inf.
@@ -170,48 +186,73 @@ def assemble(
     params: Params = {}
     broken: list[str] = []
     for path, shape in wanted.items():
-        leaf = np.empty(shape, np.float32)
-        for slot, name in _slots(config, path, names[path], leaf):
-            value = tensors[name].read()
-            slot[...] = value.T if path[-1] == "w" else value
-            if not np.isfinite(slot).all():
-                broken.append(f"{name} has NaN or infinite values")
         node = params
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = leaf
+        node[path[-1]] = keep(path, shape, partial(_build, path, shape, names[path], tensors, broken))
     if not broken and config.tied and (extra := tensors.get("lm_head.weight")) is not None:
-        if not np.array_equal(extra.read().astype(np.float32), params["embed"]):
+        embed, both = tensors[names["embed",].name], (slice(None), slice(None))
+        if not np.array_equal(extra.read(both), embed.read(both)):
             broken.append("lm_head.weight differs from the embedding although tie_word_embeddings is true")
     if broken:
         raise refusal(where, broken, "copy the weights again, or take an earlier checkpoint")
     return params
 
 
-def _leaves(tree: Params, at: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[int, ...]]:
+def _leaves(tree: Params, at: LeafPath = ()) -> dict[LeafPath, tuple[int, ...]]:
     """Path -> shape of every leaf of `decoder.shapes`."""
     if isinstance(tree, tuple):
         return {at: tree}
     return {path: shape for key, node in tree.items() for path, shape in _leaves(node, (*at, key)).items()}
 
 
-def _slots(config: DecoderConfig, path: tuple[str, ...], template: str, leaf: np.ndarray) -> list:
-    """(place in the leaf, stored name) of every tensor that makes up a leaf."""
-    if path[0] != "layers":
-        return [(leaf, template)]
-    return [(leaf[i], template.format(i=i)) for i in range(config.layers)]
+def tensors_of(path: LeafPath, shape: tuple[int, ...], place: Place) -> list[tuple[tuple[int, ...], str]]:
+    """(position in the leaf, stored name) of every tensor that a leaf is stacked from."""
+    deep = (path[0] == "layers") + ("{e}" in place.name)
+    return [(at, place.name.format(**dict(zip("ie", at, strict=False)))) for at in np.ndindex(*shape[:deep])]
 
 
-def _check_tensors(config: DecoderConfig, names: dict, wanted: dict, tensors: dict[str, Stored], where: str) -> None:
+def _build(
+    path: LeafPath, shape: tuple[int, ...], place: Place, tensors: dict, broken: list[str], index: tuple[slice, ...]
+) -> np.ndarray:
+    """The part `index` of a leaf; tensors that are not finite are put on the list of broken ones."""
+    spans = [range(*cut.indices(side)) for cut, side in zip(index, shape, strict=True)]
+    out = np.empty([len(span) for span in spans], np.float32)
+    for at, name in tensors_of(path, shape, place):
+        deep = len(at)
+        if not all(k in span for k, span in zip(at, spans, strict=False)):
+            continue
+        inner = [slice(span.start, span.stop) for span in spans[deep:]]
+        if path[-1] == "w":
+            inner = inner[::-1]
+        if place.rows is not None:
+            inner[0] = slice(inner[0].start + place.rows[0], inner[0].stop + place.rows[0])
+        slot = out[tuple(k - span.start for k, span in zip(at, spans, strict=False))]
+        slot = slot.T if path[-1] == "w" else slot  # as it is stored: a view, so that writing fills the leaf
+        first, step = inner[0].start, max(1, BLOCK * len(slot) // max(1, slot.size))
+        for start in range(first, inner[0].stop, step):
+            rows = slice(start, min(start + step, inner[0].stop))
+            block = tensors[name].read((rows, *inner[1:])).astype(np.float32, copy=False)
+            slot[start - first : rows.stop - first] = block + np.float32(place.shift) if place.shift else block
+            if not np.isfinite(block).all():
+                problem = f"{name} has NaN or infinite values"
+                broken += [problem] if problem not in broken else []
+    return out
+
+
+def _check_tensors(
+    config: DecoderConfig, names: dict[LeafPath, Place], wanted: dict, tensors: dict[str, Stored], where: str
+) -> None:
     """Compare what is stored with what the config asks for."""
     expected: dict[str, tuple[int, ...]] = {}
     for path, shape in wanted.items():
-        shape = shape[1:] if path[0] == "layers" else shape
-        stored = shape[::-1] if path[-1] == "w" else shape
-        count = config.layers if path[0] == "layers" else 1
-        expected |= {names[path].format(i=i): stored for i in range(count)}
+        place = names[path]
+        for at, name in tensors_of(path, shape, place):
+            own = shape[len(at) :][::-1] if path[-1] == "w" else shape[len(at) :]
+            rows = own[0] if place.rows is None else max(place.rows[1], expected.get(name, (0,))[0])
+            expected[name] = (rows, *own[1:])
     if config.tied:
-        expected |= {"lm_head.weight": expected[names["embed",]]} if "lm_head.weight" in tensors else {}
+        expected |= {"lm_head.weight": expected[names["embed",].name]} if "lm_head.weight" in tensors else {}
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     for name, tensor in tensors.items():
         if name not in expected:
@@ -243,14 +284,23 @@ def refusal(where: str, problems: list[str], fix: str) -> BadInput:
     return BadInput(f"{where}: {'; '.join(shown)}{more}; {fix}")
 
 
+def marked(path: LeafPath, leaf: Any) -> str:
+    """A line with a leaf's path, shape, type and the CRC-32 of its bytes."""
+    array = np.asarray(leaf)
+    check = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return f"{''.join(f'[{key!r}]' for key in path)} {array.shape} {array.dtype} {check}\n"
+
+
+def combined(marks: dict[LeafPath, str]) -> str:
+    """The fingerprint of parameters whose leaves have been marked one by one; empty without any."""
+    return hashlib.sha256("".join(sorted(marks.values())).encode()).hexdigest()[:16] if marks else ""
+
+
 def fingerprint(params: Params) -> str:
     """Sixteen hex digits that change with any name, shape, type or bit of the parameters.
 
-    sha256 over each leaf's path, shape, type and CRC-32 of its bytes: it tells models apart, and is no signature.
+    sha256 over a line a leaf, sorted: it tells models apart, and is no signature.
     """
-    digest = hashlib.sha256()
-    for path, leaf in sorted(((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params))):
-        array = np.asarray(leaf)
-        check = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        digest.update(f"{path} {array.shape} {array.dtype} {check}\n".encode())
-    return digest.hexdigest()[:16]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    paths = [tuple(entry.key for entry in path) for path, _ in leaves]
+    return combined({path: marked(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)})

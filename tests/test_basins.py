@@ -178,7 +178,7 @@ def test_divergences_are_the_explicit_KL(base, adapter, data, what):
 
     @jax.jit
     def log_p(policy, batch):
-        return jax.nn.log_softmax(policy(batch).hidden @ policy.head.T)
+        return jax.nn.log_softmax(policy(batch).hidden @ policy.head.weight.T)
 
     for batch in once(data, rows=2):
         p, q = (np.asarray(log_p(policy, batch), np.float64) for policy in (base, other))

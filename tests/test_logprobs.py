@@ -34,8 +34,9 @@ def flat():
     return hidden, head, jax.random.randint(keys[2], (M,), 0, V), jax.random.normal(keys[3], (M,))
 
 
-def plain(hidden, head, targets):
-    return jnp.take_along_axis(jax.nn.log_softmax(hidden @ head.T), targets[:, None], axis=1)[:, 0]
+def plain(hidden, head, targets, cap=None):
+    logits = hidden @ head.T if cap is None else cap * jnp.tanh(hidden @ head.T / cap)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1)[:, 0]
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -45,13 +46,13 @@ def test_gathered_logprobs_are_log_softmax(flat, chunk):
     np.testing.assert_allclose(got, plain(hidden, head, targets), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-def test_gradient_is_that_of_the_plain_formula(flat, chunk):
+@pytest.mark.parametrize(("chunk", "cap"), [*((chunk, None) for chunk in CHUNKS), (CHUNKS[0], 1.5)])
+def test_gradient_is_that_of_the_plain_formula(flat, chunk, cap):
     """Frozen head (the slope is kept from the forward pass) and trained head (logits are rebuilt), under a loss that is
-    not linear in the log-probabilities."""
+    not linear in the log-probabilities; the cap is Gemma 2's."""
     hidden, head, targets, weights = flat
-    mine = lambda h, e: jnp.sum(weights * jnp.exp(gathered_logprobs(h, e, targets, chunk) / 4))  # noqa: E731
-    theirs = lambda h, e: jnp.sum(weights * jnp.exp(plain(h, e, targets) / 4))  # noqa: E731
+    mine = lambda h, e: jnp.sum(weights * jnp.exp(gathered_logprobs(h, e, targets, chunk, cap) / 4))  # noqa: E731
+    theirs = lambda h, e: jnp.sum(weights * jnp.exp(plain(h, e, targets, cap) / 4))  # noqa: E731
     want = jax.jit(jax.grad(theirs, argnums=(0, 1)))(hidden, head)
     both = jax.jit(jax.grad(mine, argnums=(0, 1)))(hidden, head)
     np.testing.assert_allclose(both[0], want[0], rtol=0, atol=2e-6)
@@ -110,7 +111,7 @@ def test_packed_trees_score_each_response_as_a_text_of_its_own(base, adapter, lm
             spans.append((len(prompt), len(text)))
     stack = jnp.array(np.stack(tokens))
     hidden = jax.jit(lambda p, t: forward(p.config, p.params, t, adapter=p.adapter).hidden)(policy, stack)
-    full = np.asarray(jax.nn.log_softmax(hidden @ policy.head.T))
+    full = np.asarray(jax.nn.log_softmax(hidden @ policy.head.weight.T))
     want = [sum(full[n, t - 1, tokens[n][t]] for t in range(start, end)) for n, (start, end) in enumerate(spans)]
     got = by_response(policy, data)
     counts = np.array([end - start for start, end in spans])

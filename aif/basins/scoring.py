@@ -19,7 +19,6 @@ from jaxtyping import Float
 
 from aif.adapter import changed
 from aif.batches import Dataset, once
-from aif.models.decoder import logits
 from aif.objectives.logprobs import response_sums, token_logprobs
 from aif.policy import Policy
 from aif.types import Adapter, Batch, as_partial
@@ -155,8 +154,8 @@ def _divergence(policy: Policy, reference: Policy, reference_hidden: Array, batc
     chunks = jnp.pad(flat, ((0, 0), (0, short), (0, 0))).reshape(2, -1, CHUNK, D).swapaxes(0, 1)
 
     def kl(pair: Array) -> Array:
-        heads = (reference.params, policy.params)
-        log_p, log_q = (jax.nn.log_softmax(logits(p, h), axis=-1) for p, h in zip(heads, pair, strict=True))
+        heads = (reference.head, policy.head)
+        log_p, log_q = (jax.nn.log_softmax(head(h), axis=-1) for head, h in zip(heads, pair, strict=True))
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
     per_token = jax.lax.map(kl, chunks).reshape(-1)[: B * N].reshape(B, N)

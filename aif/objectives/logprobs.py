@@ -18,6 +18,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from aif.batches import Dataset, once
+from aif.models.decoder import Head
 from aif.policy import Policy
 from aif.types import Batch
 
@@ -29,13 +30,12 @@ def token_logprobs(policy: Policy, batch: Batch, *, chunk: int = CHUNK) -> Float
     return score_hidden(policy(batch).hidden, policy.head, batch, chunk=chunk)
 
 
-def score_hidden(
-    hidden: Float[Array, "B T D"], head: Float[Array, "V D"], batch: Batch, *, chunk: int = CHUNK
-) -> Float[Array, "B N"]:
+def score_hidden(hidden: Float[Array, "B T D"], head: Head, batch: Batch, *, chunk: int = CHUNK) -> Float[Array, "B N"]:
     """`token_logprobs` from hidden states that are at hand already."""
     picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
     B, N, D = picked.shape
-    logps: Array = gathered_logprobs(picked.reshape(B * N, D), head, batch.targets.reshape(B * N), chunk)
+    flat, targets = picked.reshape(B * N, D), batch.targets.reshape(B * N)
+    logps: Array = gathered_logprobs(flat, head.weight, targets, chunk, head.cap)
     return logps.reshape(B, N)
 
 
@@ -89,25 +89,30 @@ def _chunks(x: Array, chunk: int) -> Array:
     return jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
 
 
-def _logits(hidden: Array, head: Array) -> Array:
-    return jnp.einsum("md,vd->mv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-
-
 def _pick(logits: Array, targets: Array) -> Array:
     return jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _times_slope(x: Array, logits: Array, cap: float | None) -> Array:
+    """x times d logit / d (h . e_v), which is 1 - (logit / cap)^2 where the head caps its logits, else 1."""
+    return x if cap is None else x * (1 - jnp.square(logits / cap)).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def gathered_logprobs(
-    hidden: Float[Array, "M D"], head: Float[Array, "V D"], targets: Int[Array, "M"], chunk: int
+    hidden: Float[Array, "M D"],
+    head: Float[Array, "V D"],
+    targets: Int[Array, "M"],
+    chunk: int,
+    cap: float | None = None,
 ) -> Float[Array, "M"]:
-    """ln softmax(hidden head^T)[target] for a flat list of hidden states."""
+    """ln softmax(capped(hidden head^T))[target] for a flat list of hidden states."""
     chunk = min(chunk, len(hidden))
-    score = lambda xs: _pick(_logits(xs[0], head), xs[1])  # noqa: E731
+    score = lambda xs: _pick(Head(head, cap)(xs[0]), xs[1])  # noqa: E731
     return jax.lax.map(score, (_chunks(hidden, chunk), _chunks(targets, chunk))).reshape(-1)[: len(hidden)]
 
 
-def _forward(hidden, head, targets, chunk):
+def _forward(hidden, head, targets, chunk, cap):
     """Log-probabilities, and d logp / d hidden per token; a head that is trained is differentiated in `_backward`."""
     train_head = head.perturbed
     hidden, head, targets = hidden.value, head.value, targets.value
@@ -115,11 +120,12 @@ def _forward(hidden, head, targets, chunk):
 
     def score(xs):
         h, t = xs
-        logits = _logits(h, head)
+        logits = Head(head, cap)(h)
         lse = jax.nn.logsumexp(logits, axis=1, keepdims=True)
         logp = jnp.take_along_axis(logits, t[:, None], axis=1)[:, 0] - lse[:, 0]
-        p = jnp.exp(logits - lse).astype(h.dtype)
-        return logp, head[t].astype(h.dtype) - p @ head.astype(h.dtype), lse[:, 0]
+        p = _times_slope(jnp.exp(logits - lse), logits, cap).astype(h.dtype)
+        own = _times_slope(head[t].astype(h.dtype), logp[:, None] + lse, cap)
+        return logp, own - p @ head.astype(h.dtype), lse[:, 0]
 
     logps, slope, lse = jax.lax.map(score, (_chunks(hidden, size), _chunks(targets, size)))
     flat = lambda x: x.reshape(-1, *x.shape[2:])[: len(hidden)]  # noqa: E731
@@ -127,7 +133,7 @@ def _forward(hidden, head, targets, chunk):
     return flat(logps), (flat(slope), kept)
 
 
-def _backward(chunk, residuals, cotangent):
+def _backward(chunk, cap, residuals, cotangent):
     """d/d hidden = ct * slope; d/d head = sum_m ct_m (onehot_m - p_m) h_m^T, with the logits rebuilt chunk by chunk."""
     slope, kept = residuals
     d_hidden = cotangent[:, None].astype(slope.dtype) * slope
@@ -138,8 +144,9 @@ def _backward(chunk, residuals, cotangent):
 
     def add(total, xs):
         h, t, l, ct = xs
-        weighted = -jnp.exp(_logits(h, head) - l[:, None]) * ct[:, None]
-        weighted = weighted.at[jnp.arange(len(t)), t].add(ct)
+        logits = Head(head, cap)(h)
+        weighted = -jnp.exp(logits - l[:, None]) * ct[:, None]
+        weighted = _times_slope(weighted.at[jnp.arange(len(t)), t].add(ct), logits, cap)
         return total + jnp.einsum("mv,md->vd", weighted, h.astype(jnp.float32)), None
 
     xs = tuple(_chunks(x, size) for x in (hidden, targets, lse, cotangent))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from aif.models.decoder import Head
 from aif.objectives.logprobs import CHUNK, same_group
 from aif.policy import Policy
 from aif.types import Batch, Scalar
@@ -50,10 +51,8 @@ def exact(policy: Policy, hidden: Array, logps: Float[Array, "B N"], batch: Batc
 KL = {"k1": k1, "k3": k3, "exact": exact}
 
 
-def divergence(
-    p: Float[Array, "B N D"], q: Float[Array, "B N D"], head_p: Float[Array, "V D"], head_q: Float[Array, "V D"]
-) -> Float[Array, "B N"]:
-    """KL(softmax(p head_p^T) || softmax(q head_q^T)) per position, nats; `[B, N, V]` never exists."""
+def divergence(p: Float[Array, "B N D"], q: Float[Array, "B N D"], head_p: Head, head_q: Head) -> Float[Array, "B N"]:
+    """KL(softmax(head_p(p)) || softmax(head_q(q))) per position, nats; `[B, N, V]` never exists."""
     B, N, D = p.shape
     flat = jnp.stack([p, q]).reshape(2, B * N, D)
     size = min(CHUNK, B * N)
@@ -61,10 +60,7 @@ def divergence(
 
     @jax.checkpoint
     def one(pair: Float[Array, "two C D"]) -> Float[Array, "C"]:
-        log_p, log_q = (
-            jax.nn.log_softmax(jnp.einsum("cd,vd->cv", x, w.astype(x.dtype), preferred_element_type=jnp.float32))
-            for x, w in zip(pair, (head_p, head_q), strict=True)
-        )
+        log_p, log_q = (jax.nn.log_softmax(head(x)) for head, x in zip((head_p, head_q), pair, strict=True))
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
     return jax.lax.map(one, chunks).reshape(-1)[: B * N].reshape(B, N)

@@ -26,7 +26,8 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from aif.batches import GRAIN, build
 from aif.corpus import Candidate, Conversation, Message, Scale
 from aif.errors import BadInput
-from aif.models.hub import LM, cache_folder, load
+from aif.models.catalogue import cache_folder
+from aif.models.hub import LM, load
 from aif.objectives import Context
 from aif.objectives.logprobs import scores
 from aif.policy import bind

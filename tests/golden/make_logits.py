@@ -1,7 +1,7 @@
 """Write the golden logits the model tests compare with, computed by transformers in torch.
 
     pip install torch transformers safetensors  # an environment of its own, not the engine's
-    python make_logits.py                       # tiny_llama(.npz), tiny_qwen2(.npz)
+    python make_logits.py                       # tiny_llama(.npz), tiny_qwen2(.npz), families/*
     python make_logits.py --real smollm2-135m   # smollm2.npz too (folder: benchmarks/peers/make_hf_folder.py)
 
 tiny_*.npz: tokens [2, 24] int32, logits [2, 24, 256] float32, hidden [layers, 2, 24, 32] float32 (the residual stream
@@ -9,6 +9,10 @@ after each block, before the final norm). Every logit comes from the folder as w
 
     tiny_llama   untied, llama3 rope scaling, config.json in the hub's form (`rope_theta`, `rope_scaling`)
     tiny_qwen2   tied, biases on q, k and v, config.json in transformers 5's form (`rope_parameters`)
+
+families/NAME(.npz): a small random model of every family in FAMILIES, as transformers saves it. tokens [2, 20], logits
+[2, 20, 96], hidden [layers, 2, 20, 32]; steered [2, 20, 96], the logits where `push` [32] is added to the output of
+block 0; generated [2, 12], the greedy continuation of the tokens.
 
 smollm2.npz: tokens [2, 32]; logits_first [2, 32, 512], the first 512 columns of the logits; logsumexp [2, 32] and
 argmax [2, 32] over all of them; tokenizer_cases, a JSON list of {"text", "ids"}; chat_messages and chat_prompt_text
@@ -30,6 +34,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -142,6 +147,114 @@ def randomise(model: torch.nn.Module, generator: torch.Generator, embed_std: flo
                 normal(parameter, 1.5 / parameter.shape[1] ** 0.5)
             else:
                 normal(parameter, 1.0 / parameter.shape[1] ** 0.5)
+
+
+# Sequences are 20 long, so that windows of 6 hide something. Gemma keeps a norm's gain as w and multiplies by 1 + w.
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 95,
+    "pad_token_id": 0,
+}
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 6}
+WINDOWS = ["full_attention", "sliding_attention"]
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.5],
+    "long_factor": [2.0, 3.0],
+    "original_max_position_embeddings": 32,
+}
+GEMMA3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+}
+THREE = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+FAMILIES = {  # name -> (model_type, settings)
+    "mistral": ("mistral", {"sliding_window": 6, "head_dim": 12}),
+    "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "layer_types": WINDOWS}),
+    "qwen3": ("qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
+    "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}),
+    "gemma3": ("gemma3_text", {**GEMMA, **THREE, "rope_parameters": GEMMA3_ROPE}),
+    "phi3": ("phi3", {"sliding_window": 6}),
+    "phi4": ("phi3", {"rope_parameters": LONGROPE, "num_attention_heads": 4, "original_max_position_embeddings": 32}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "head_dim": 8,
+            "norm_topk_prob": False,
+        },
+    ),
+}
+
+
+def randomise_family(model: torch.nn.Module, generator: torch.Generator, gemma: bool) -> None:
+    """Like `randomise`, for experts (stacked over the first axis) and gains around zero too."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            std = 0.5 if name.endswith("bias") else 1.0 / parameter.shape[-1] ** 0.5
+            if "norm" in name:
+                std = 0.2
+            elif "embed_tokens" in name:
+                std = 0.2 if gemma else 0.7
+            elif "gate.weight" in name or "q_proj" in name or "k_proj" in name:
+                std = 2.0 / parameter.shape[-1] ** 0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+            if "norm" in name and not gemma:
+                parameter.add_(1.0)
+
+
+def make_family(name: str, seed: int) -> None:
+    kind, settings = FAMILIES[name]
+    settings = {**SMALL, "tie_word_embeddings": kind.startswith("gemma"), **settings}
+    if "rope_parameters" not in settings:
+        settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 300.0}
+    config = AutoConfig.for_model(kind, **settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    randomise_family(model, torch.Generator().manual_seed(seed), kind.startswith("gemma"))
+    folder = HERE / "families" / name
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "model.safetensors").chmod(0o644)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 95, (2, 20), dtype=np.int32)
+    push = rng.normal(size=32).astype(np.float32) * 0.5
+    seen: list[torch.Tensor] = []
+    ids = torch.from_numpy(tokens).long()
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, o: seen.append((o[0] if isinstance(o, tuple) else o).clone()))
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+        hidden = torch.stack(seen)
+        states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(torch.stack(states[1:-1]), hidden[:-1])  # the last one is after the final norm
+        for hook in hooks:
+            hook.remove()
+        generated = model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0)[:, 20:]
+        add = torch.from_numpy(push)
+        model.model.layers[0].register_forward_hook(
+            lambda _m, _i, o: (o[0] + add, *o[1:]) if isinstance(o, tuple) else o + add
+        )
+        steered = model(input_ids=ids, use_cache=False).logits
+    arrays = {"tokens": tokens, "logits": logits.numpy(), "hidden": hidden.numpy(), "push": push}
+    arrays |= {"steered": steered.numpy(), "generated": generated.numpy().astype(np.int32)}
+    np.savez_compressed(HERE / "families" / f"{name}.npz", **arrays, made_with=made_with())
+    size = sum(p.stat().st_size for p in folder.iterdir()) + (HERE / "families" / f"{name}.npz").stat().st_size
+    print(f"{name}: {size} bytes, logits std {logits.std():.2f} max {abs(logits).max():.2f}")
 
 
 def write_folder(model, config: dict, folder: Path) -> None:
@@ -260,6 +373,8 @@ def main() -> None:
     logging.disable_progress_bar()
     make_tiny("tiny_llama", tiny_llama, 11)
     make_tiny("tiny_qwen2", tiny_qwen2, 12)
+    for number, name in enumerate(FAMILIES):
+        make_family(name, 20 + number)
     if args.real:
         make_real(args.real)
 
