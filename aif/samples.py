@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aif import results as records
-from aif.basins.scoring import losses
-from aif.batches import GRAIN, from_trees
+from aif.batches import one_per_row
+from aif.objectives.logprobs import response_logprobs
 from aif.policy import Policy
-from aif.sampling import degeneration, generate
+from aif.sampling import bucket, degeneration, generate
 from aif.steering import add
 from aif.tokens import encode_prompt, tree
 from aif.types import Direction
@@ -50,20 +51,24 @@ def continued(
     made = generate(policy, prompts, new_tokens=new_tokens, stop=stop)
     answers = [np.asarray(t)[:n].tolist() for t, n in zip(made.tokens, made.lengths, strict=True)]
     texts = [decode(ids) for ids in answers]
-    surprise = perplexities(plain, prompts, answers)
+    surprise = perplexities(plain, prompts, answers, new_tokens)
     return [
         Continued(ids, text, Signs(**degeneration(text, ids), perplexity=float(p)))
         for ids, text, p in zip(answers, texts, surprise, strict=True)
     ]
 
 
-def perplexities(policy: Policy, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> np.ndarray:
-    """exp(mean nats per token) of each answer to its prompt under a policy."""
+def perplexities(
+    policy: Policy, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], longest: int
+) -> np.ndarray:
+    """exp(mean nats per token) of each answer to its prompt under a policy; none has more than `longest` tokens."""
     trees = [tree(list(prompt), [list(answer)]) for prompt, answer in zip(prompts, answers, strict=True)]
-    longest = -(-max(len(t.tokens) for t in trees) // GRAIN) * GRAIN
-    data = from_trees(trees, {}, [(k, 0) for k in range(len(trees))], length=longest)
-    sums, tokens = losses(policy.replace(remat="none"), data, rows=4)
-    return np.exp(sums / tokens)
+    batch = one_per_row(trees, bucket(max(map(len, prompts)) + longest), longest, 1)
+    logps = np.asarray(_scored(policy.replace(remat="none"), batch))[:, 0]
+    return np.exp(-logps / np.array([len(answer) for answer in answers]))
+
+
+_scored = jax.jit(response_logprobs)
 
 
 def steered_samples(

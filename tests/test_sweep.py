@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from aif.adapter import steering_vector
 from aif.basins.generality import log_odds
-from aif.basins.scoring import _divergence, _response_losses, divergences, losses
+from aif.basins.scoring import _divergences, _losses, divergences, losses
 from aif.batches import build
 from aif.directions.sweep import Ground, Point, Sweep, front, recommend, sweep, text_data
 from aif.errors import BadInput
@@ -61,9 +62,10 @@ def test_a_point_is_what_the_vector_adapter_does(made, ground, direction):
 
 
 def test_other_layers_and_doses_compile_nothing(made, ground, direction):
-    counts = [f._cache_size() for f in (_response_losses, _divergence)]
-    again = sweep(ground, direction, np.ones(2), layers=[1], doses=[0.1, 0.7, 2.0, 3.0], new_tokens=6)
-    assert [f._cache_size() for f in (_response_losses, _divergence)] == counts
+    counts = [f._cache_size() for f in (_losses, _divergences)]
+    quiet = replace(ground, asked=())
+    again = sweep(quiet, direction, np.ones(2), layers=[1], doses=[0.1, 0.7, 2.0, 3.0])
+    assert [f._cache_size() for f in (_losses, _divergences)] == counts
     assert [p.dose for p in again.points] == [0.1, 0.7, 2.0, 3.0]
 
 
