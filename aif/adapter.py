@@ -138,7 +138,7 @@ def between(x: Adapter, y: Adapter, t: Float[Array, ""] | float) -> Adapter:
         if len(parts) == 1:
             out |= rescale({name: parts[0][0]}, parts[0][1])
         elif "d" in parts[0][0]:
-            out[name] = {"d": sum(share * part["d"] for part, share in parts)}
+            out[name] = {"d": sum((share * part["d"] for part, share in parts), jnp.zeros(()))}
         else:
             out[name] = _side_by_side(parts)
     return out
