@@ -3,7 +3,7 @@
     python benchmarks/extraction.py --repeng REPENG/bin/python --folder smollm2-135m [--repeats 3]
 
 64 contrast pairs in two forms. *templates*, as repeng's documentation makes them: two personas before each of 64 cuts
-of a few texts. *answers*: 32 prompts, each with two pairs of answers of different stance, 36 words each. Every run is a
+of a few texts. *answers*: 32 prompts, each with two pairs of answers of different stance, 24 words each. Every run is a
 process of its own, repeng's and ours in turns; the compilation cache is warm, as it is from the second run on. The
 directions must agree: repeng's `pca_center` is the paired PCA here. Then the price of capturing every layer.
 """
@@ -43,7 +43,7 @@ def answer_pairs() -> list[tuple[str, str]]:
     found = []
     for row in rows:
         start = f"<|im_start|>user\n{row.prompt[0].content}<|im_end|>\n<|im_start|>assistant\n"
-        first = {c.stance: start + " ".join(c.content.split()[:36]) for c in row.candidates}
+        first = {c.stance: start + " ".join(c.content.split()[:24]) for c in row.candidates}
         found += [(first["discernment"], first[other]) for other in ("control", "generic")]
     return found
 

@@ -4,7 +4,8 @@ python benchmarks/stance.py [--prompts 48] [--words 30] [--layer 14] [--model NA
 
 Every answer is cut to its first words, so that none is told by its length. A rated dimension is high where an answer is
 rated in the upper half of its levels. What is functional is tried with mean differences at one layer, at doses -2, -1,
-0, 1 and 2, on a third of the prompts; directions and readers are made from the other two thirds.
+0, 1 and 2, on a third of the prompts; directions and readers are made from the other two thirds. Only what reads there
+(selectivity above zero, interval and all) is tried.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ def shortened(prompts: int, words: int) -> list:
     return [replace(r, candidates=tuple(cut(c) for c in r.candidates)) for r in chosen]
 
 
-def readable(labels: dict[str, np.ndarray], seen, prompts: np.ndarray, layers: list[int]) -> None:
-    """Held-out accuracy of logistic probes at the layers, for the stance, and at one of them for each dimension."""
+def readable(labels: dict[str, np.ndarray], seen, prompts: np.ndarray, layers: list[int]) -> list[str]:
+    """Held-out accuracy of logistic probes at the layers, for the stance, and at the first of them for each dimension;
+    the names of what is readable there."""
+    selective = []
     print("\n| what | layer | high | accuracy | shuffled labels | selectivity | AUROC | split-half cosine |")
     print("|---|---|---|---|---|---|---|---|")
     for name, positive in labels.items():
         _, found = probe(seen, positive, prompts, layers=layers if name == TARGET else layers[:1])
+        selective += [name] if found[0].selectivity_low > 0 else []
         for r in found:
             print(
                 f"| {name} | {r.layer} | {positive.mean():.0%} | {r.accuracy:.2f} [{r.low:.2f}, {r.high:.2f}] "
@@ -52,6 +56,7 @@ def readable(labels: dict[str, np.ndarray], seen, prompts: np.ndarray, layers: l
                 f"| {r.auroc:.2f} | {r.split_half:+.2f} |",
                 flush=True,
             )
+    return selective
 
 
 def geometry(labels: dict[str, np.ndarray], seen, layer: int) -> None:
@@ -71,7 +76,9 @@ def geometry(labels: dict[str, np.ndarray], seen, layer: int) -> None:
     print(f"\nparticipation ratio of the {len(sizes)} dimensions {share:.2f}; first eigenvalue {first:.0%} of the sum")
 
 
-def tried(labels: dict[str, np.ndarray], policy, data, seen, layer: int, seed: int = 0) -> dict[str, Functional]:
+def tried(
+    labels: dict[str, np.ndarray], names: list[str], policy, data, seen, layer: int, seed: int = 0
+) -> dict[str, Functional]:
     """The verdict on every direction at one layer; base and random directions are run once for all of them."""
     prompts = data.prompts
     first, second, third = thirds(prompts, seed)
@@ -83,7 +90,8 @@ def tried(labels: dict[str, np.ndarray], policy, data, seen, layer: int, seed: i
     print("| what | prompts | verdict | passed | log-odds at -2 ... 2 | their rise (random) ", end="")
     print("| rise of the reading (random) | share of the gap that ablation takes (random) |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    for name, positive in labels.items():
+    for name in names:
+        positive = labels[name]
         on = mixed(whole.data.prompts, positive[third])
         tested = len(np.unique(whole.data.prompts[on]))
         if tested < FEWEST or not all(0.1 < positive[p].mean() < 0.9 for p in (first, second)):
@@ -126,9 +134,9 @@ def main() -> None:
     seen = response_means(policy, data, rows=4)
     print(f"{len(rows)} prompts, {len(data.owners)} answers of {args.words} words")
     layers = [args.layer, *(l for l in range(2, lm.config.layers, 6) if l != args.layer)]
-    readable(labels, seen, data.prompts, layers)
+    selective = readable(labels, seen, data.prompts, layers)
     geometry(labels, seen, args.layer)
-    tried(labels, policy, data, seen, args.layer)
+    tried(labels, selective, policy, data, seen, args.layer)
     print(f"\n{time.monotonic() - began:.0f} s")
 
 
