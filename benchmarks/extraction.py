@@ -78,8 +78,9 @@ def run(command: list, out: Path) -> dict[str, float]:
 
 
 def cosines(one: Path, two: Path) -> np.ndarray:
+    """Cosine between the two files' directions at every layer but the last."""
     a, b = np.load(one), np.load(two)
-    layers = sorted(set(a.files) & set(b.files), key=int)
+    layers = sorted(set(a.files) & set(b.files), key=int)[:-1]  # repeng's last is read after the final norm
     return np.array([a[n] @ b[n] / np.linalg.norm(a[n]) / np.linalg.norm(b[n]) for n in layers])
 
 

@@ -31,7 +31,6 @@ from aif.statistics import bounds
 from aif.tokens import tree
 
 START = re.compile(r"^(The city of .+? is in|The Spanish word '.+?' means) (.+)$")
-DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
 def statements(path: Path, limit: int | None) -> dict[str, list[tuple[str, bool]]]:
@@ -122,19 +121,19 @@ def direction(kind: str, seen, true: np.ndarray, layer: int) -> np.ndarray:
     return fit_linear(x, labels, ones, method="logistic", strength=100.0)[0][:, 0]
 
 
-def causal(name: str, policy, data, true: np.ndarray, seen, layers: list[int], limit: int) -> None:
+def causal(name: str, policy, data, true: np.ndarray, seen, layers: list[int], doses: list[float], limit: int) -> None:
     """Do the directions move true-minus-false log-odds and an independent reader? The rule is in docs/directions.md."""
     some, on = comparable(data, true)
     some = some.some(limit)
     on &= np.isin(data.prompts, some.prompts)
     print(f"\n### {name}: what steering moves ({limit} beginnings: a third each for direction, reader and test)\n")
     print(
-        f"Log-odds of true over false, nats per token, at doses {', '.join(f'{d:g}' for d in DOSES)} residual norms.\n"
+        f"Log-odds of true over false, nats per token, at doses {', '.join(f'{d:g}' for d in doses)} residual norms.\n"
     )
     print("| layer | kind | verdict (prompts) | passed | log-odds | their rise | rise of the reading, logits ", end="")
     print("| share of the reader's gap that ablation takes | log-odds ablated |\n|---|---|---|---|---|---|---|---|---|")
     for kind, make in (("mean difference", mean_vectors), ("logistic", logistic_vectors)):
-        options = {"layers": layers, "make": make, "doses": DOSES, "rows": 4, "pool": "last"}
+        options = {"layers": layers, "make": make, "doses": doses, "rows": 4, "pool": "last"}
         for v in layer_map(policy, some, true[on], activations=part(seen, on), **options):
             odds = ", ".join(f"{i.value:.3f}" for i in v.log_odds)
             passed = ", ".join(k for k, ok in v.passed.items() if ok) or "-"
@@ -151,8 +150,12 @@ def main() -> None:
     parser.add_argument("--cities", type=Path, required=True)
     parser.add_argument("--translations", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=240, help="beginnings of each set that are read")
-    parser.add_argument("--causal", type=int, default=120, help="of those, how many the causal part splits in three")
+    parser.add_argument(
+        "--causal", type=int, default=120, help="of those, how many the causal part splits in three; 0 leaves it out"
+    )
     parser.add_argument("--every", type=int, default=3, help="layers are read in steps of so many")
+    parser.add_argument("--steer-at", type=int, nargs="*", help="layers of the causal part; three when left out")
+    parser.add_argument("--doses", type=float, nargs="*", default=[-2.0, -1.0, 0.0, 1.0, 2.0], help="residual norms")
     parser.add_argument("--model", default="smollm2-135m")
     args = parser.parse_args()
     began = time.monotonic()
@@ -167,8 +170,10 @@ def main() -> None:
         sets[name], kept[name] = (seen, true, data.prompts), data
         readable(name, seen, true, data.prompts, layers)
     transfer(sets, layers)
-    seen, true, _ = sets["cities"]
-    causal("cities", policy, kept["cities"], true, seen, [layers[k * len(layers) // 4] for k in (1, 2, 3)], args.causal)
+    if args.causal:
+        seen, true, _ = sets["cities"]
+        chosen = args.steer_at or [layers[k * len(layers) // 4] for k in (1, 2, 3)]
+        causal("cities", policy, kept["cities"], true, seen, chosen, args.doses, args.causal)
     print(f"\n{time.monotonic() - began:.0f} s")
 
 

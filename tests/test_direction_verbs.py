@@ -113,6 +113,15 @@ def test_extract_show_compare_export_import(done, refused, adapters, tmp_path):
     refused("extract", TINY, "--kind", "o", "--adapter", rank1, line="holds down and not 'o'")
 
 
+def test_pairs_of_raw_texts(done, refused, tmp_path):
+    file, out = tmp_path / "pairs.jsonl", tmp_path / "p.safetensors"
+    file.write_text('{"positive": "yes", "negative": "no"}\n' * 2)
+    assert "paired PCA, layer 1" in done("pairs", file, "--out", out, *MODEL)
+    assert load_direction(out).provenance["pairs"] == 2
+    refused("pairs", file, "--layer", "5", *MODEL, line="--layer: layer 5 is out of range")
+    refused("pairs", tmp_path / "none.jsonl", *MODEL, line="none.jsonl")
+
+
 def test_fit_tells_what_is_read_and_moved(done, refused, tmp_path):
     every = ("corpus.train=[train,heldout,heldout_domain]", "direction.rows=8")
     out = done("fit", TINY, *every, "--out", tmp_path / "p.safetensors", "--folds", "3", "--causal", "0")

@@ -23,7 +23,7 @@ from aif.directions import (
 from aif.directions.activations import response_means as means_of
 from aif.directions.contrast import pairs_of
 from aif.directions.linear import fit_linear
-from aif.directions.readable import auroc, shuffled_within
+from aif.directions.readable import auroc, shuffled_labels
 from aif.errors import BadInput
 from aif.slots import owners, pool_weights
 from aif.types import Direction
@@ -160,9 +160,18 @@ def test_a_rare_class_counts_as_much_as_the_other():
 
 def test_shuffled_labels_keep_the_balance_of_every_prompt():
     _, positive, prompts = planted(40)
-    shuffled = shuffled_within(positive, prompts, seed=0)
+    shuffled = shuffled_labels(positive, prompts, seed=0)
     assert 0 < (shuffled != positive).sum() < 40
     assert all(shuffled[prompts == p].sum() == 1 for p in range(20))
+
+
+def test_prompts_with_one_response_are_shuffled_too():
+    """Each of 30 prompts has one response and 3 have two of one class: labels move between prompts of a size."""
+    prompts = np.array([*range(30), 30, 30, 31, 31, 32, 32])
+    positive = np.array([True] * 15 + [False] * 15 + [True, True, False, False, False, False])
+    shuffled = shuffled_labels(positive, prompts, seed=0)
+    assert shuffled[:30].sum() == 15 and (shuffled[:30] != positive[:30]).sum() > 4
+    assert shuffled[30:].reshape(3, 2).sum(axis=1).tolist() in ([2, 0, 0], [0, 2, 0], [0, 0, 2])
 
 
 def test_auroc_is_scikit_learns():

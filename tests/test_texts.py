@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from aif.directions.pairs import from_pairs, read_pairs
 from aif.directions.texts import Family, end_residuals, families, shared_rows
 from aif.errors import BadInput
 from aif.models.decoder import forward
@@ -35,6 +36,37 @@ def test_each_text_reads_as_if_it_were_alone(base, rows):
         alone = np.asarray(run(base, np.pad(text, (0, 8 - len(text)))[None]))[:, 0, len(text) - 1]
         np.testing.assert_allclose(means, alone, rtol=0, atol=2e-5)
     np.testing.assert_allclose(got.norms, np.linalg.norm(got.means, axis=-1).mean(axis=0), rtol=1e-6)
+
+
+def test_a_direction_from_pairs_of_texts(lm, base, tmp_path):
+    """Texts as they stand, a special token as one; the mean difference by hand."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"positive": "<|im_start|>yes", "negative": "no"}\n\n{"positive": "aye", "negative": "nay"}\n')
+    pairs, digest = read_pairs(path)
+    found = from_pairs(lm, pairs, data=digest, layer=1, method="mean")
+    texts = [[257, *b"yes"], list(b"no"), list(b"aye"), list(b"nay")]
+    means = end_residuals(base, texts).means
+    np.testing.assert_allclose(found.vector, (means[0] + means[2] - means[1] - means[3]) / 2, atol=1e-5)
+    assert found.provenance["tokens_pooled"] == "last token of the response" and found.provenance["data"] == digest
+    assert from_pairs(lm, pairs, data=digest, layer=0).provenance["method"] == "paired PCA"
+    with pytest.raises(BadInput, match="layer 2 is out of range"):
+        from_pairs(lm, pairs, data=digest, layer=2)
+
+
+@pytest.mark.parametrize(
+    "line,message",
+    [
+        ('{"positive": "a"}', ":1: negative: must be a text that is not empty"),
+        ('{"positive": "", "negative": "b"}', ":1: positive: must be a text"),
+        ('{"positive": "a", "negative": "a"}', ":1: both texts are the same"),
+        ("a, b", ":1: "),
+        ("", "has no pairs|is empty"),
+    ],
+)
+def test_pairs_that_cannot_be_read(line, message, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(line + "\n")
+    with pytest.raises(BadInput, match=message):
+        read_pairs(tmp_path / "pairs.jsonl")
 
 
 def test_texts_that_cannot_be_read():

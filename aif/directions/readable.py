@@ -1,7 +1,7 @@
 """What is linearly readable at each layer: probes with held-out accuracy, a random-label control and split halves.
 
-Folds are grouped by prompt, so no probe is tested on a prompt it has seen. The control is the same fit on labels that
-were shuffled within each prompt; accuracy minus control accuracy is the probe's *selectivity* (Hewitt & Liang 2019).
+Folds are grouped by prompt, so no probe is tested on a prompt it has seen. The control is the same fit on shuffled
+labels that keep the balance within prompts; accuracy minus control accuracy is the *selectivity* (Hewitt & Liang 2019).
 Both classes weigh the same in every fit, and accuracy is the mean of that of either class: chance is 1/2 however rare
 one of them is. Standardising and turning the features uses all rows and no label.
 """
@@ -70,7 +70,7 @@ def probe(
     L, D = activations.means.shape[1:]
     chosen = [check_layer(l, L, "probe") for l in (range(L) if layers is None else layers)]
     fold, half = folds_of(prompts, folds, seed), folds_of(prompts, 2, seed + 1)
-    shuffled = shuffled_within(positive, prompts, seed)
+    shuffled = shuffled_labels(positive, prompts, seed)
     labels, weights = _problems(positive, shuffled, fold, half)
     strength = STRENGTHS.get(method, 0.0) if strength is None else strength
     vector, bias, found = np.zeros((L, D)), np.zeros(L), []
@@ -94,12 +94,15 @@ def probe(
     return Direction(jnp.asarray(vector, jnp.float32), "probe", {**about, **(provenance or {})}), found
 
 
-def shuffled_within(positive: np.ndarray, prompts: np.ndarray, seed: int) -> np.ndarray:
-    """Labels shuffled among the responses to each prompt: the random-label control keeps every prompt's balance."""
+def shuffled_labels(positive: np.ndarray, prompts: np.ndarray, seed: int) -> np.ndarray:
+    """The random-label control: labels shuffled among the responses to each prompt, and then dealt out anew among the
+    prompts with as many responses, which keeps the balance within prompts."""
     generator, out = np.random.default_rng([seed, 7]), positive.copy()
-    for prompt in np.unique(prompts):
-        at = np.flatnonzero(prompts == prompt)
-        out[at] = positive[generator.permutation(at)]
+    groups = [np.flatnonzero(prompts == prompt) for prompt in np.unique(prompts)]
+    for size in {len(group) for group in groups}:
+        places = np.stack([group for group in groups if len(group) == size])
+        dealt = generator.permuted(positive[places], axis=1)
+        out[places] = dealt[generator.permutation(len(dealt))]
     return out
 
 

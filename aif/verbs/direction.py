@@ -58,6 +58,27 @@ def extract(
     _save(made, out)
 
 
+@app.command("pairs")
+def pairs(
+    file: Annotated[Path, typer.Argument(help='JSONL of {"positive": text, "negative": text}', metavar="PAIRS")],
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("direction.safetensors"),
+    method: Annotated[Literal["pca", "mean"], typer.Option(help="paired PCA, or mean difference")] = "pca",
+    layer: Annotated[Optional[int], typer.Option(help="layer it is for; the middle one when left out")] = None,  # noqa: UP045
+    model: Model = "smollm2-135m",
+) -> None:
+    """A direction from contrast pairs of raw texts, read at their last tokens."""
+    from aif.directions.pairs import from_pairs, read_pairs
+    from aif.directions.record import check_layer
+    from aif.models.hub import load
+    from aif.runtime import compilation_cache
+
+    found, digest = read_pairs(file)
+    compilation_cache()
+    lm = load(model)
+    at = lm.config.layers // 2 if layer is None else check_layer(layer, lm.config.layers, "--layer")
+    _save(from_pairs(lm, found, data=digest, layer=at, method=method), out)
+
+
 @app.command("fit")
 def fit(
     file: ConfigFile,
