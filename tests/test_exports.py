@@ -153,9 +153,9 @@ def test_the_folder_comes_back(lm, tmp_path):
 def test_a_model_that_cannot_be_written_is_refused(lm, tmp_path):
     with pytest.raises(BadInput, match="family mamba cannot be written"):
         write_folder(tmp_path / "g", replace(lm.config, family="mamba"), lm.params, lm.tokenizer)
-    odd = replace(lm.config, family="gemma2")
-    with pytest.raises(BadInput, match="not for gemma2"):
-        ablated(odd, lm.params, np.ones(64))
+    normed = replace(lm.config, family="gemma2", post_norms=True)
+    with pytest.raises(BadInput, match="gemma2 norms what o_proj and down_proj write"):
+        ablated(normed, lm.params, np.ones(64))
     for v in (np.zeros(64), np.full(64, np.nan), np.ones(32)):
         with pytest.raises(BadInput, match="must be 64 finite values"):
             ablated(lm.config, lm.params, v)

@@ -25,7 +25,6 @@ from aif.models.decoder import DecoderConfig, head
 from aif.types import Direction, Params
 
 ARCHITECTURE = "controlvector"
-PLAIN = ("llama", "mistral", "qwen2")  # families whose blocks add what o_proj and down_proj write, and nothing else
 
 
 def control_vector(
@@ -149,12 +148,14 @@ def ablated(config: DecoderConfig, params: Params, vector: Float[np.ndarray, "D"
     """The model without the direction: nothing it computes ever writes along it. A tied head becomes one of its own.
 
     Raises:
-      BadInput: the family scales or norms what its blocks write, or the direction is zero.
+      BadInput: the model norms what its blocks write before it is added, or the direction is zero.
     """
     from dataclasses import replace
 
-    if config.family not in PLAIN:
-        raise BadInput(f"export: ablation into weights is known for {', '.join(PLAIN)}, not for {config.family}")
+    if config.post_norms:
+        raise BadInput(
+            f"export: {config.family} norms what o_proj and down_proj write, which turns it; project it out instead"
+        )
     if vector.shape != (config.width,) or not np.any(vector) or not np.isfinite(vector).all():
         raise BadInput(
             f"export: the direction must be {config.width} finite values, not all zero; choose another layer"
