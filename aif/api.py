@@ -211,8 +211,15 @@ def compare(
     overwrite: bool = False,
     quiet: bool = True,
     command: str = "aif compare",
+    cache: str | Path | None = None,
 ) -> Results:
-    """Train every arm for every seed, measure, and write results.json and report.html into `out`."""
+    """Train every arm for every seed, measure, and write results.json and report.html into `out`.
+
+    Args:
+      cache: folder of finished work that comparisons share; `aif-cache` beside `out` when left out. With `overwrite`
+        nothing is read from it and what is made replaces what it holds.
+    """
+    from aif.cache import Cache
     from aif.checkpoint import run_folder
     from aif.log import Progress
 
@@ -223,6 +230,7 @@ def compare(
     ):
         from aif import comparison as engine
 
-        results = engine.compare(checked, folder, progress=progress, command=command)
+        kept = Cache(Path(cache) if cache else engine.beside(folder), read=not overwrite, say=progress.say)
+        results = engine.compare(checked, folder, progress=progress, command=command, cache=kept)
         engine.run_report(folder, results)
     return results

@@ -144,7 +144,8 @@ def save_arrays(path: Path, tree: dict[str, Any], metadata: dict[str, Any]) -> N
     """Nested dict of arrays -> one safetensors file with metadata, whole or not at all."""
     from safetensors.numpy import save_file
 
-    flat = {"/".join(k.key for k in keys): np.asarray(x) for keys, x in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    flat = {"/".join(k.key for k in keys): np.asarray(x, order="C") for keys, x in leaves}  # a view saves wrongly
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     save_file(flat, temporary, metadata={"aif": json.dumps(metadata)})
     os.replace(temporary, path)

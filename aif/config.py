@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from aif.errors import BadInput
-from aif.plugins import Named, first_problem, plugin, sound
+from aif.plugins import Named, first_problem, nearest, plugin, sound
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of folders that a run makes
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -131,6 +131,35 @@ class Stage(Section):
     steer_scope: str = Field(default="all", description="all, prompt, response, last, or positions as in 0,5:8")
 
 
+class BudgetSection(Section):
+    match: Literal["steps", "tokens", "kl"] = Field(default="steps", description="what every arm spends alike")
+    value: PositiveFloat | None = Field(
+        default=None, description="steps, tokens, or nats per token from the reference; `steps` of each arm if left out"
+    )
+    every: PositiveInt = Field(default=5, description="steps between looks at the KL")
+    prompts: PositiveInt = Field(default=8, description="training prompts whose target answers the KL is taken on")
+
+    @model_validator(mode="after")
+    def _whole(self) -> BudgetSection:
+        if self.match != "steps" and self.value is None:
+            raise ValueError(f"value: match: {self.match} needs one; say how much every arm may spend")
+        if self.match == "steps" and self.value is not None and self.value % 1:
+            raise ValueError(f"value: {self.value} is no number of steps; give a whole one")
+        return self
+
+
+class Question(Section):
+    """What the comparison is to answer, written down before it runs."""
+
+    id: str = Field(default="", description="short name; the metric and quantity when left out")
+    metric: str
+    quantity: str
+    arm: str
+    baseline: str = Field(default="", description="the config's baseline when left out")
+    direction: Literal["higher", "lower"] = Field(description="how the arm is claimed to stand to the baseline")
+    minimum_effect: float = Field(default=0.0, ge=0, description="least difference that counts, in the quantity's unit")
+
+
 class CheckpointSection(Section):
     every: PositiveInt = 50
     keep: PositiveInt = 3
@@ -166,6 +195,9 @@ class Config(Section):
     start: Stage | None = Field(default=None, description="stage that every arm shares")
     arms: dict[str, Stage] = Field(min_length=1)
     baseline: str = Field(default="", description="arm the others are compared with; the first when left out")
+    budget: BudgetSection = BudgetSection()
+    unequal: tuple[Literal["data"], ...] = Field(default=(), description="what arms may differ in beside their stages")
+    questions: tuple[Question, ...] = Field(default=(), description="answered by a fixed rule after the run")
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
     direction: DirectionSection = DirectionSection()
@@ -183,10 +215,18 @@ class Config(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed is given twice; give each once")
         for name, stage in {**({"start": self.start} if self.start else {}), **self.arms}.items():
-            optimizer = stage.optimizer or self.optimizer
-            if optimizer.warmup > stage.steps:
-                raise ValueError(f"{name}: optimizer.warmup={optimizer.warmup} is longer than steps={stage.steps}")
+            optimizer, steps = stage.optimizer or self.optimizer, self.steps(name)
+            if optimizer.warmup > steps:
+                raise ValueError(f"{name}: optimizer.warmup={optimizer.warmup} is longer than steps={steps}")
         return self
+
+    def steps(self, name: str) -> int:
+        """Steps of an arm or of `start`, at most: its own, unless the budget gives all arms the same number."""
+        if name == "start":
+            assert self.start is not None
+            return self.start.steps
+        budget = self.budget
+        return int(budget.value) if budget.match == "steps" and budget.value else self.arms[name].steps
 
 
 class _Loader(yaml.SafeLoader):
@@ -236,7 +276,35 @@ def check(tree: dict[str, Any], where: str = "config") -> Config:
         plugin("objectives", stage.objective.name, stage.objective.options, f"{where}: {key}")
     for metric, options in config.measure.items():
         plugin("basins", metric, options, f"{where}: measure.{metric}")
+    for number, question in enumerate(config.questions):
+        check_question(question, config, f"{where}: questions.{number}")
     return config
+
+
+def check_question(question: Question, config: Config, where: str) -> None:
+    """A question can be answered by this config.
+
+    Raises:
+      BadInput: it names a metric, quantity, arm or baseline that the config does not have.
+    """
+    baseline = question.baseline or config.baseline or next(iter(config.arms))
+    for key, name, names in (
+        ("metric", question.metric, list(config.measure)),
+        ("arm", question.arm, list(config.arms)),
+        ("baseline", baseline, list(config.arms)),
+    ):
+        if name not in names:
+            there = ", ".join(names) or "none"
+            raise BadInput(f"{where}.{key}: nothing here is called {name!r}{nearest(name, names)}; there are {there}")
+    if question.arm == baseline:
+        raise BadInput(f"{where}.arm: {baseline!r} cannot be compared with itself; name another arm or baseline")
+    module, _ = plugin("basins", question.metric, config.measure[question.metric], f"{where}.metric")
+    names: list[str] = [*getattr(module, "QUANTITIES", ())]
+    if question.quantity not in names:
+        raise BadInput(
+            f"{where}.quantity: {question.metric} has no number {question.quantity!r}"
+            f"{nearest(question.quantity, names)}; it has {', '.join(names) or 'none to ask about'}"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

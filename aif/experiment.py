@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import json
@@ -15,7 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif import adapter as adapters
+from aif.basins.scoring import divergences
 from aif.batches import Dataset, build, evenly
+from aif.budget import Budget
+from aif.cache import Cache, content_hash, digest
 from aif.config import Config, OptimizerSection, Stage
 from aif.corpus import Conversation, find_frame, load_scale, located, read
 from aif.corpus.tiers import Tiers, sampling_weights
@@ -33,14 +37,23 @@ from aif.rollouts import Prompts, prompts_of
 from aif.runtime import compilation_cache
 from aif.sources import annotated
 from aif.steering import parse_scope, reach
-from aif.train import Optimizer, Settings, Trained, prepared, stage
+from aif.train import Optimizer, Settings, Trained, meaning, prepared, stage
+
+ANSWERS = {
+    "target": "the target answer",
+    "pair": "the target answer and one other",
+    "all": "all candidates",
+    "none": "samples of its own",
+}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A config with what it names loaded. Everything is derived lazily, so checks come before device work."""
+    """A config with what it names loaded. Everything is derived lazily, so checks come before device work; what takes
+    long is looked up in the cache first."""
 
     config: Config
+    cache: Cache = Cache()
     _rated: dict[int, tuple[Any, Rated]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -126,10 +139,19 @@ class Experiment:
         kept = self._rated.get(id(values))
         if kept is None or kept[0] is not values:
             data = self.data("all", *self.config.corpus.train)
-            means = response_means(reference, data, rows=self.config.batch.rows).means
+            identity = {**self.identity, "reference": digest(values), "data": data.fingerprint}
+            means = self.cache.arrays("readings", identity, lambda: self._means(reference, data))["means"]
             found = Rated(means, data.tables["ratings"], np.array(data.owners)[:, 0])
             kept = self._rated[id(values)] = (values, found)
         return kept[1]
+
+    def _means(self, reference: Policy, data: Dataset) -> dict[str, np.ndarray]:
+        return {"means": np.asarray(response_means(reference, data, rows=self.config.batch.rows).means)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What everything that is computed with the model depends on."""
+        return {"weights": self.lm.fingerprint, "compute_dtype": self.config.model.compute_dtype}
 
     def objective(self, spec: Stage, reference: Policy | None = None) -> Objective:
         """The objective a stage names, with its options; `reference` is what its reader may look into."""
@@ -172,6 +194,11 @@ class Experiment:
             objective = self.objective(spec) if spec is not None else None
             if objective is not None and objective.rollouts is None:
                 self.data(objective.responses, *self.config.corpus.train)
+
+    def trains_on(self, spec: Stage) -> tuple[str, str]:
+        """In words, what a stage trains on: its prompts, and which answers to them it reads."""
+        objective = self.objective(spec)
+        return f"{len(self.rows(*self.config.corpus.train))} prompts", ANSWERS[objective.responses]
 
     def examples(self, objective: Objective, tables: dict[str, np.ndarray] | None) -> Dataset | Prompts:
         """What an objective trains on: the prompts it samples answers to, or encoded candidates with `tables` of
@@ -218,9 +245,13 @@ class Experiment:
         """How a stage is trained."""
         c = self.config
         optimizer: OptimizerSection = spec.optimizer or c.optimizer
+        shared = spec is c.start  # arms are matched; the stage before them is one and the same
+        matched = not shared and c.budget.value is not None
+        budget = c.budget if matched and c.budget.match != "steps" else None
         return Settings(
-            steps=spec.steps,
+            steps=int(c.budget.value) if matched and budget is None and c.budget.value else spec.steps,
             optimizer=Optimizer(**optimizer.model_dump()),
+            budget=None if budget is None else Budget(budget.match, budget.value, budget.every),  # pyright: ignore
             rows=c.batch.rows,
             accumulate=c.batch.accumulate,
             seed=seed,
@@ -244,23 +275,22 @@ class Experiment:
         tables: dict[str, np.ndarray] | None = None,
         origin: Any = None,
     ) -> Trained:
-        """One stage from `trainable`; its reference model is the policy it starts from, or that of `origin`."""
+        """One stage from `trainable`; its reference model is the policy it starts from, or that of `origin`. With a
+        folder, a stage that another run has finished is read back."""
         reference = self.reference(trainable if origin is None else origin)
         objective = objective or self.objective(spec, reference)
         settings, steered = self.settings(spec, seed), self.steered(spec, name)
         data = self.examples(objective, tables)
+        identity = self._identity(spec, trainable)
+        identity["reference"] = None if origin is None else digest(origin)
+        identity["steer"] = None if steered.edits is None else [spec.steer_scope, fingerprint(steered.edits._asdict())]
+        meant = meaning(objective, data, settings, identity)
+        if folder is not None:
+            self.cache.fetch(meant, folder)
         if isinstance(data, Dataset) and (folder is None or not (folder / "done.json").exists()):
             progress.say(f"{name}: preparing {len(data.owners)} responses")
             data = prepared(objective, reference, data, rows=settings.rows, key=jax.random.key(seed))
-        identity = {
-            "weights": self.lm.fingerprint,
-            "compute_dtype": self.config.model.compute_dtype,
-            "adapter": self.config.adapter.model_dump(),
-            "start": self.config.start.model_dump() if self.config.start and name != "start" else None,
-            "hyperparameters": spec.objective.model_dump(),
-            "steer": None if steered.edits is None else [spec.steer_scope, fingerprint(steered.edits._asdict())],
-        }
-        return stage(
+        trained = stage(
             steered,
             trainable,
             objective,
@@ -271,7 +301,32 @@ class Experiment:
             progress=progress,
             name=name,
             identity=identity,
+            distance=lambda policy: self.distance(reference, policy),
         )
+        if folder is not None:
+            self.cache.publish(meant, folder)
+        return trained
+
+    def distance(self, reference: Policy, policy: Policy) -> float:
+        """KL(reference || policy) of the next token, nats per token, on target answers of some training prompts."""
+        data = self.data("target", *self.config.corpus.train).some(self.config.budget.prompts)
+        plain = [p.replace(remat="none") for p in (reference, policy)]
+        sums, tokens = divergences(plain[0], plain[1:], data, rows=self.config.batch.rows)
+        return float(sums.sum() / tokens.sum())
+
+    def _identity(self, spec: Stage, trainable: Any) -> dict[str, Any]:
+        """What a stage's result depends on beside its settings and data."""
+        name = spec.objective.name
+        source = Path(inspect.getfile(importlib.import_module(name.partition(":")[0]))) if ":" in name else None
+        return {
+            **self.identity,
+            "adapter": self.config.adapter.model_dump(mode="json"),
+            "start": digest(trainable),
+            "corpus": [self.corpus.sha256, self.config.corpus.target, content_hash(repr(self.scale))],
+            "hyperparameters": spec.objective.model_dump(mode="json"),
+            "source": hashlib.sha256(source.read_bytes()).hexdigest()[:24] if source else None,
+            "matched_on": self.config.budget.prompts if self.config.budget.match == "kl" else None,
+        }
 
 
 def _select(tables: dict[str, np.ndarray], data: Dataset) -> dict[str, np.ndarray]:

@@ -19,8 +19,9 @@ class Metrics:
     def __init__(self, folder: Path, *, tensorboard: bool, resumed_at: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= resumed_at] if self.path.exists() else []
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        found = read_metrics(self.path) if self.path.exists() else []
+        self.kept = [line for line in found if line["step"] <= resumed_at]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
         self.file = self.path.open("a")
         self.board = None
         if tensorboard:

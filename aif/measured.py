@@ -26,7 +26,7 @@ def packed(measured: list[Measured]) -> tuple[dict[str, np.ndarray], list[dict[s
         binds = {}
         for key, value in m.value.keywords.items():  # pyright: ignore[reportFunctionMemberAccess]
             number = numbers.setdefault(id(value), str(len(numbers)))
-            arrays[number] = np.asarray(value)
+            arrays[number] = np.asarray(value, order="C")  # sums of a view round otherwise than those of its copy
             binds[key] = number
         records.append({field: getattr(m, field) for field in PLAIN} | {"function": name, "binds": binds})
     return arrays, records

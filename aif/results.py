@@ -5,6 +5,7 @@ The report reads this file and nothing else; `aif.results.Results.model_json_sch
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aif.errors import BadInput
 
-VERSION = 1
+VERSION = 2
 Label = Literal["measured", "single seed", "not supported"]
+Verdict = Literal["supported", "contradicted", "inconclusive", "single seed"]
 
 
 class Record(BaseModel):
@@ -59,7 +61,8 @@ class Curve(Record):
 
 
 class Difference(Record):
-    """arm minus baseline on one scalar, by paired bootstrap: the same rows are resampled for both."""
+    """arm minus baseline on one scalar, by paired bootstrap: the same rows are resampled for both. `p` is that of a
+    sign-flip test over rows, two-sided, and `p_adjusted` Benjamini-Hochberg's over all differences of the results."""
 
     metric: str
     quantity: str
@@ -69,8 +72,61 @@ class Difference(Record):
     value: float
     low: float
     high: float
+    p: float
+    p_adjusted: float
+    seeds: list[int]
     verdict: Literal["arm better", "baseline better", "no difference shown"]
     label: Label
+
+
+class Answer(Record):
+    """A question of the config, and its verdict by the rule of `aif.questions`. The numbers are null where the
+    quantity was not measured for the arm or its baseline."""
+
+    id: str
+    metric: str
+    quantity: str
+    unit: str
+    arm: str
+    baseline: str
+    direction: Literal["higher", "lower"]
+    minimum_effect: float
+    value: float | None  # arm minus baseline
+    low: float | None
+    high: float | None
+    p_adjusted: float | None
+    verdict: Verdict
+    reason: str
+
+
+class Spent(Record):
+    """What one arm cost for one seed."""
+
+    arm: str
+    seed: int
+    objective: str
+    steps: int
+    tokens: int
+    seconds: float
+    achieved: float | None  # of what arms are matched by: steps, tokens, or nats per token from the reference
+    kl_from_start: float  # KL(start || arm) on target answers of held-out prompts, nats per token
+    effective_norm: float | None  # of the adapter; null when all weights were trained
+
+
+class Budget(Record):
+    """What arms were matched by, and what each spent."""
+
+    match: Literal["steps", "tokens", "kl"]
+    value: float | None
+    arms: list[Spent]
+
+
+class Unequal(Record):
+    """Something in which arms differ: what each of them has. `declared` where the config had to say so."""
+
+    what: str
+    values: dict[str, str]
+    declared: bool = False
 
 
 class TrainingLog(Record):
@@ -122,7 +178,9 @@ class Results(Record):
     corpus: dict[str, Any]
     arms: list[str]
     baseline: str
-    budget: dict[str, Any]  # per arm: steps, tokens, KL from the reference, seconds
+    budget: Budget
+    unequal: list[Unequal] = Field(default_factory=list)  # what arms differ in
+    answers: list[Answer] = Field(default_factory=list)
     scalars: list[Scalar] = Field(default_factory=list)
     curves: list[Curve] = Field(default_factory=list)
     differences: list[Difference] = Field(default_factory=list)
@@ -147,11 +205,19 @@ class Results(Record):
           BadInput: missing, damaged, or written by a newer version.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            text = path.read_bytes()
+            version = json.loads(text).get("version")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BadInput(f"{path}: no results here; run `aif compare` first") from error
+        except (ValueError, AttributeError) as error:
+            raise BadInput(f"{path}: not a results file: not a JSON object; run the comparison again") from error
+        if version != VERSION:
+            raise BadInput(
+                f"{path}: results of version {version}, and this engine reads version {VERSION}; "
+                "run `aif compare` again with --resume: what was trained is kept"
+            )
+        try:
+            return cls.model_validate_json(text)
         except ValueError as error:
             first = str(error).splitlines()[0]
-            raise BadInput(
-                f"{path}: not a results file of version {VERSION}: {first}; run the comparison again"
-            ) from error
+            raise BadInput(f"{path}: damaged results: {first}; run `aif compare` again with --resume") from error

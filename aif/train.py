@@ -7,8 +7,8 @@ decay and clipping as arrays, so changing any value compiles nothing again.
 from __future__ import annotations
 
 import json
-import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,12 @@ from jax import Array
 from jax.tree_util import Partial
 
 from aif.batches import Dataset, once
+from aif.budget import Budget
 from aif.checkpoint import Checkpoints, load_arrays, save_arrays
 from aif.errors import BadInput
 from aif.log import Metrics, Progress, read_metrics
 from aif.objectives import Objective
+from aif.optimizer import Optimizer, transform
 from aif.policy import Policy
 from aif.rollouts import Prompts
 from aif.runtime import Stopped, StopRequests
@@ -33,66 +35,6 @@ from aif.sources import Offline, Online, prepare
 from aif.types import Batch, Loss, Mean, State, as_partial
 
 MAX_SKIPPED = 5  # consecutive non-finite steps after which a run stops
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """AdamW with warm-up, then cosine or linear decay to `final * learning_rate`.
-
-    `clip` bounds the global gradient norm (0 leaves it alone). Decay applies to matrices, never to norms and biases.
-    """
-
-    learning_rate: float = 1e-3
-    warmup: int = 0
-    schedule: str = "cosine"
-    final: float = 0.1
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip: float = 1.0
-
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of 0-based `step` out of `steps`."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        if self.schedule == "constant":
-            return self.learning_rate
-        done = (step - self.warmup) / max(1, steps - self.warmup)
-        left = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
-        return self.learning_rate * (self.final + (1 - self.final) * left)
-
-    def values(self, step: int, steps: int) -> dict[str, np.floating]:
-        """The numbers the jitted step reads, as arrays."""
-        numbers = {
-            "rate": self.rate(step, steps),
-            "decay": self.weight_decay,
-            "b1": self.b1,
-            "b2": self.b2,
-            "eps": self.eps,
-            "clip": self.clip or np.inf,
-        }
-        return {name: np.float32(x) for name, x in numbers.items()}
-
-
-def _decayed(trainable: Any) -> Any:
-    """True for the leaves weight decay applies to."""
-    matrices = ("a", "b", "u", "w", "embed", "head")
-
-    def decayed(path: tuple[Any, ...], x: Array) -> bool:
-        return path[-1].key in matrices and x.ndim > 1 + (path[0].key == "layers")
-
-    return jax.tree_util.tree_map_with_path(decayed, trainable)
-
-
-def transform(values: dict[str, Any]) -> optax.GradientTransformation:
-    """Clip, Adam moments, decoupled decay, learning rate: AdamW (Loshchilov & Hutter 2019, algorithm 2)."""
-    return optax.chain(
-        optax.clip_by_global_norm(values["clip"]),
-        optax.scale_by_adam(values["b1"], values["b2"], values["eps"]),
-        optax.add_decayed_weights(values["decay"], mask=_decayed),
-        optax.scale(-values["rate"]),
-    )
 
 
 def start_state(trainable: Any, key: Array) -> State:
@@ -146,10 +88,14 @@ def train_step(
 
 @dataclass(frozen=True)
 class Settings:
-    """How a stage is trained. Everything but `checkpoint_every`, `keep` and `log_every` decides its result."""
+    """How a stage is trained. Everything but `checkpoint_every`, `keep` and `log_every` decides its result.
+
+    `steps` are the most there are; a budget of tokens or of KL ends the stage when it is spent.
+    """
 
     steps: int
     optimizer: Optimizer = Optimizer()
+    budget: Budget | None = None
     rows: int = 2
     accumulate: int = 1
     seed: int = 0
@@ -205,6 +151,7 @@ def stage(
     progress: Progress | None = None,
     name: str = "train",
     identity: dict[str, Any] | None = None,
+    distance: Callable[[Policy], float] | None = None,
 ) -> Trained:
     """Train one stage; with a folder, log and checkpoint there and continue whatever it holds.
 
@@ -213,6 +160,7 @@ def stage(
       data: the encoded corpus, already `prepared` for the objective, or the prompts it samples answers to.
       reference: the habit of an online objective; the base policy when left out.
       identity: what else a checkpoint must agree with to be continued (weights, reference).
+      distance: KL of a policy from the reference, for a budget of KL.
 
     Raises:
       BadInput: the folder's checkpoint belongs to other settings or data; training diverged.
@@ -221,8 +169,7 @@ def stage(
     if settings.full and objective.frozen_head:
         raise BadInput(f"{objective.name}: it reads the reference through a frozen head; use kl: k3, or an adapter")
     progress = progress or Progress(quiet=True)
-    meant = {**settings.semantic, **(identity or {}), "objective": objective.name}
-    meant |= {"length": data.length if isinstance(data, Dataset) else None, "data": data.fingerprint}
+    meant = meaning(objective, data, settings, identity)
     if folder is not None and (folder / "done.json").exists():
         return _finished(folder, meant)
     state = start_state(trainable, jax.random.key(settings.seed))
@@ -238,21 +185,28 @@ def stage(
     if folder is not None:
         metrics = Metrics(folder, tensorboard=settings.tensorboard, resumed_at=int(state.step))
     try:
-        run = _Loop(base, objective, data, reference, settings, checkpoints, metrics, progress, name, meant)
+        run = _Loop(base, objective, data, reference, settings, checkpoints, metrics, progress, name, meant, distance)
         state = run(state, position)
     finally:
         if checkpoints is not None:
             checkpoints.close()
         if metrics is not None:
             metrics.close()
-    lines = run.lines if folder is None else read_metrics(folder / "metrics.jsonl")
-    trained = _trained(state.trainable, lines)
+    trained = _trained(state.trainable, run.lines)
     if folder is not None:
         save_arrays(folder / "trained.safetensors", state.trainable, {"name": name, "meant": meant})
         (folder / "done.json").write_text(json.dumps({"seconds": trained.seconds}))
     if run.stopped:
         raise Stopped(run.stopped, folder)
     return trained
+
+
+def meaning(
+    objective: Objective, data: Dataset | Prompts, settings: Settings, identity: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Everything that decides what a stage ends with, as JSON: what its folder must agree with, and its hash."""
+    meant = {**settings.semantic, **(identity or {}), "objective": objective.name}
+    return meant | {"length": data.length if isinstance(data, Dataset) else None, "data": data.fingerprint}
 
 
 @dataclass
@@ -269,27 +223,35 @@ class _Loop:
     progress: Progress
     name: str
     meant: dict[str, Any]
+    distance: Callable[[Policy], float] | None = None
 
     def __call__(self, state: State, position: dict | None) -> State:
         s = self.settings
         source = self._source(position)
-        self.lines: list[dict[str, float]] = []
+        self.lines: list[dict[str, float]] = [*self.metrics.kept] if self.metrics else []
         self.skipped = 0
         self.stopped = 0
         first = int(state.step)
         self.progress.start(self.name, s.steps, first)
         with StopRequests() as stop:
             for number in range(first, s.steps):
-                values = s.optimizer.values(number, s.steps)
+                if s.budget and s.budget.spent(self.lines):
+                    break
+                steps = s.budget.steps(self.lines, s.steps) if s.budget else s.steps
+                values = s.optimizer.values(number, steps)
                 if number == first:
                     self.progress.compiling()
                 at = time.monotonic()
                 stack = source(attach(self.base, state.trainable, s.full), number)
-                loss = self._loss(number)
+                loss = self._loss(number, steps)
                 state, log = train_step(state, self.base, stack, loss, values, full=s.full)
                 if number == first:
                     self.progress.compiled(time.monotonic() - at)
-                self._log(number + 1, log, int((stack.segments > 0).sum()), float(values["rate"]), at)
+                seen = {"learning_rate": float(values["rate"]), "tokens": int((stack.segments > 0).sum())}
+                if s.budget and s.budget.due(number + 1, s.steps):
+                    assert self.distance is not None
+                    seen["kl_from_reference"] = self.distance(attach(self.base, state.trainable, s.full))
+                self._log(number + 1, log, seen, at)
                 last = number + 1 == s.steps
                 whole = last or (number + 1) % source.updates == 0  # a rollout is not cut in two
                 if self.checkpoints and whole and (last or stop.status or (number + 1) % s.checkpoint_every == 0):
@@ -308,13 +270,11 @@ class _Loop:
             return Offline(self.data, **how)
         return Online(self.data, self.objective, self.reference or self.base, **how)
 
-    def _loss(self, number: int) -> Partial:
+    def _loss(self, number: int, steps: int) -> Partial:
         schedule = self.objective.schedule
-        return as_partial(
-            self.objective.loss if schedule is None else schedule(number / max(1, self.settings.steps - 1))
-        )
+        return as_partial(self.objective.loss if schedule is None else schedule(min(1.0, number / max(1, steps - 1))))
 
-    def _log(self, step: int, log: dict[str, Mean], tokens: int, rate: float, at: float) -> None:
+    def _log(self, step: int, log: dict[str, Mean], seen: dict[str, float], at: float) -> None:
         line = {name: float(mean.value) for name, mean in log.items()}
         seconds = time.monotonic() - at
         self.skipped = self.skipped + 1 if line["skipped"] else 0
@@ -323,11 +283,11 @@ class _Loop:
                 f"{self.name}: step {step}: the loss was not finite {MAX_SKIPPED} times in a row; lower "
                 "optimizer.learning_rate, or continue from the last checkpoint with --resume"
             )
-        line = {"step": step, **line, "learning_rate": rate, "tokens": tokens, "seconds": round(seconds, 3)}
+        line = {"step": step, **line, **seen, "seconds": round(seconds, 3)}
         self.lines.append(line)
         if self.metrics:
             self.metrics.write(line)
-        self.progress.step(step, f"loss {line['loss']:.4f}  {tokens / seconds:.0f} tokens/s")
+        self.progress.step(step, f"loss {line['loss']:.4f}  {seen['tokens'] / seconds:.0f} tokens/s")
 
 
 def _same(found: dict[str, Any], meant: dict[str, Any], folder: Path) -> None:

@@ -347,7 +347,7 @@ def test_directions_and_adapters_of_something_else(direction, trained, refused, 
 def test_a_report_without_results(refused, tmp_path):
     refused("report", tmp_path, line=f"{tmp_path / 'results.json'}: no results here; run `aif compare` first")
     (tmp_path / "results.json").write_text("{}")
-    refused("report", tmp_path, line="not a results file of version")
+    refused("report", tmp_path, line="results of version None, and this engine reads version 2")
 
 
 def test_a_folder_that_is_in_use(trained, refused, tmp_path):

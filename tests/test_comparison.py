@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -64,7 +68,7 @@ def times(folder: Path) -> dict[str, int]:
 def numbers(results: Results) -> dict:
     """Everything but when and how long."""
     found = results.model_dump(exclude={"created", "seconds"})
-    for arm in found["budget"].values():
+    for arm in found["budget"]["arms"]:
         del arm["seconds"]
     for log in found["training"]:
         for line in log["lines"]:
@@ -83,7 +87,7 @@ def test_the_folder_holds_what_the_run_was_made_of(folder, config):
     assert load(folder / "config.yaml") == config
     assert {"jax", "devices", "python"} <= json.loads((folder / "environment.json").read_text()).keys()
     assert "exec aif compare config.yaml --out ../tiny-again" in (folder / "reproduce.sh").read_text()
-    assert {p.name for p in stages(folder).iterdir()} == {*TRAINED, "reference.safetensors"}
+    assert {p.name for p in stages(folder).iterdir()} == set(TRAINED)
 
 
 def test_every_number_has_its_unit_rows_seeds_and_interval(results, config):
@@ -124,11 +128,15 @@ def test_differences_are_paired_with_the_baseline(results):
 
 
 def test_the_budget_says_what_each_arm_had(results, config, folder):
-    assert set(results.budget) == set(ARMS)
-    for arm, spent in results.budget.items():
-        assert spent["objective"] == arm and spent["steps"] == config.arms[arm].steps
-        assert spent["tokens"] == sum(line["tokens"] for line in lines(stages(folder) / arm)) > 0
-        assert spent["kl_from_start"] > 0 and spent["effective_norm"] > 0
+    assert [(s.arm, s.seed) for s in results.budget.arms] == [(arm, 0) for arm in ARMS]
+    assert results.budget.match == "steps" and results.budget.value is None
+    for spent in results.budget.arms:
+        assert spent.objective == spent.arm and spent.steps == spent.achieved == config.arms[spent.arm].steps
+        assert spent.tokens == sum(line["tokens"] for line in lines(stages(folder) / spent.arm)) > 0
+        assert spent.kl_from_start > 0 and (spent.effective_norm or 0) > 0
+    differing = {u.what: u.values for u in results.unequal}
+    assert differing["answers read"]["sft"] == "the target answer" and set(differing["tokens read"]) == set(ARMS)
+    assert set(differing) == {"answers read", "tokens read"}
 
 
 class Loads(HTMLParser):
@@ -292,6 +300,55 @@ def test_other_settings_do_not_go_on(change, key, folder, tmp_path):
             aif.compare(config, out=copy, resume=True)
         assert "\n" not in str(error.value)
     assert times(copy) == before
+
+
+def test_a_killed_comparison_goes_on_with_the_metrics_it_has(folder, results, tmp_path):
+    """SIGKILL when the third metric begins: what was trained and the two finished metrics are read back, and the
+    results are those of the run that was left alone."""
+    copy = shutil.copytree(folder, tmp_path / "tiny")
+    for left in ("results.json", "report.html", "samples.jsonl"):
+        (copy / left).unlink()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aif.cli", "compare", str(TINY), "--out", str(copy), "--resume"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line.strip())
+        if line.startswith("== significance"):
+            process.kill()
+    assert process.wait() == -signal.SIGKILL, said
+    assert not (copy / "results.json").exists()
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "aif-cache" / "measured").iterdir()}
+    assert len(made) == 2
+    again = aif.compare(TINY, out=copy, resume=True)
+    assert numbers(again) == numbers(results) == numbers(Results.load(copy / "results.json"))
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "aif-cache" / "measured").iterdir()}
+    assert len(kept) == 4 and made.items() <= kept.items()
+
+
+def test_comparisons_side_by_side_share_what_they_have_in_common(folder, results, tmp_path, monkeypatch):
+    """Another folder beside the first: with one arm fewer, nothing is trained again; with an arm's setting changed,
+    that arm alone is. What the metrics measured is of these arms, so it is measured again."""
+    from aif import experiment
+
+    trained, stage = [], experiment.stage
+
+    def counted(*args, name, folder, **options):
+        if not (folder / "done.json").exists():
+            trained.append(name)
+        return stage(*args, name=name, folder=folder, **options)
+
+    monkeypatch.setattr(experiment, "stage", counted)
+    shutil.copytree(folder.parent / "aif-cache", tmp_path / "aif-cache")
+    quick = ["measure={generality: {prompts: 2}}", "samples.prompts=0", "resamples=20"]
+    fewer = aif.compare(load(TINY, ["~arms.sft", *quick]), out=tmp_path / "fewer")
+    assert trained == [] and fewer.budget.arms == [s for s in results.budget.arms if s.arm != "sft"]
+    aif.compare(load(TINY, ["arms.dpo.objective.beta=0.2", *quick]), out=tmp_path / "other")
+    assert trained == ["dpo"]
+    aif.compare(load(TINY, ["~arms.sft", *quick]), out=tmp_path / "fewer", overwrite=True)
+    assert trained == ["dpo", "start", "dpo", "efe"]
 
 
 def test_a_report_can_be_made_again(folder, results, tmp_path):

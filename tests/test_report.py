@@ -20,7 +20,19 @@ from aif.report.plots import bar_panels, curve_panels, styles
 from aif.report.tables import cosine_map, forest
 from aif.report.training import loss_panels, running_mean, term_panels
 from aif.report.wording import compared, interval, number, sentence, summary
-from aif.results import Curve, Difference, DirectionRecord, Results, Sample, Scalar, TrainingLog
+from aif.results import (
+    Answer,
+    Budget,
+    Curve,
+    Difference,
+    DirectionRecord,
+    Results,
+    Sample,
+    Scalar,
+    Spent,
+    TrainingLog,
+    Unequal,
+)
 
 pytest.importorskip("plotly")
 
@@ -68,8 +80,13 @@ def synthetic(t: Text = lambda s: s, steps: int = 40) -> Results:
         name=t("discernment, small"), created=t("2026-01-02T03:04:05+00:00"), command=t("aif compare"),
         environment={t("python"): t("3.12")}, config={t("adapter"): {t("kind"): t("lora")}},
         model={"source": t("tiny-model")}, corpus={"path": t("bundled:tiny"), "rows": 8}, arms=arms, baseline=arms[1],
-        budget={a: {"objective": t(a), "steps": steps, "tokens": 81234, "kl_from_start": 0.0123, t("other"): t("x")}
-                for a in arms},
+        budget=Budget(match="kl", value=0.012, arms=[
+            Spent(arm=a, seed=0, objective=t(a), steps=steps, tokens=81234, seconds=9.5, achieved=0.0129,
+                  kl_from_start=0.0123, effective_norm=None) for a in arms]),
+        unequal=[Unequal(what=t("answers read"), values={a: t(str(k)) for k, a in enumerate(arms)}, declared=True)],
+        answers=[Answer(id=t("stable"), metric=t("stability"), quantity=t("mean gain lost"), unit="%", arm=arms[2],
+                        baseline=arms[1], direction="lower", minimum_effect=2.0, value=v, low=v, high=v, p_adjusted=v,
+                        verdict="inconclusive", reason=t("not measured")) for v in (None, 0.01)],
         scalars=scalars, curves=curves, differences=_differences(t, arms),
         cosines={"names": arms, "matrix": [[1, 0.02, -0.4], [0.02, 1, 0.9], [-0.4, 0.9, 1]], "noise_floor": 0.05,
                  "what": t("weight updates")},
@@ -88,7 +105,7 @@ def _differences(t: Text, arms: list[str]) -> list[Difference]:
     baseline = arms[1]
     return [
         Difference(metric=t(m), quantity=t(q), unit=t(u), arm=a, baseline=baseline, value=-0.05 * v,
-                   low=-0.09 * v, high=(-0.01 if clear else 0.03) * v,
+                   low=-0.09 * v, high=(-0.01 if clear else 0.03) * v, p=0.01, p_adjusted=0.02, seeds=[0, 1],
                    verdict=("arm better" if b == "lower" else "baseline better") if clear else "no difference shown",
                    label="single seed" if clear else "not supported")
         for a in (arms[0], arms[2])
@@ -230,13 +247,13 @@ def test_every_record_is_shown(tmp_path: Path) -> None:
 
 def test_sections_without_data_are_left_out(tmp_path: Path) -> None:
     bare = Results(name="bare", created="", command="aif compare", environment={}, config={}, model={}, corpus={},
-                   arms=[], baseline="", budget={})  # fmt: skip
+                   arms=[], baseline="", budget=Budget(match="steps", value=None, arms=[]))  # fmt: skip
     page = page_of(bare, tmp_path)
     assert [a.get("id") for a in page.named("section")] == ["record"]
     assert page.named("script") == [] and len(page.named("h2")) == 1
     ids = [a.get("id") for a in page_of(synthetic(), tmp_path).named("section")]
-    assert ids == ["verdicts", "table", "training", *(f"metric-{k}" for k in range(1, 6)), "cosines", "directions",
-                   "samples", "budget", "notes", "record"]  # fmt: skip
+    assert ids == ["questions", "verdicts", "table", "training", *(f"metric-{k}" for k in range(1, 6)), "cosines",
+                   "directions", "samples", "budget", "notes", "record"]  # fmt: skip
 
 
 def test_figures_are_valid_plotly() -> None:

@@ -91,6 +91,8 @@ def content(results: Results) -> dict[str, Any]:
         "samples": tables.sample_groups(results),
         "repetitive": tables.REPETITIVE,
         "budget": tables.budget_table(results),
+        "unequal": tables.unequal_rows(results),
+        "answers": tables.answer_rows(results),
         "look": look,
         "number_of": lambda panel: ids[id(panel)],
         "figures": embedded([{"data": p.data, "layout": p.layout} for p in panels]) if panels else "",

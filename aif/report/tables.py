@@ -15,14 +15,15 @@ from aif.results import Results, Sample, Scalar
 
 REPETITIVE = 0.2  # share of repeated 4-grams from which a sample is flagged
 BUDGET = {
+    "seed": "seed",
     "objective": "objective",
     "steps": "steps",
     "tokens": "tokens",
-    "kl_from_start": "KL from the start, nats/token",
-    "kl": "KL from the reference, nats/token",
+    "kl_from_start": "KL from the start on held-out answers, nats/token",
     "effective_norm": "effective norm",
     "seconds": "seconds",
 }
+MATCHED = {"steps": "steps", "tokens": "tokens", "kl": "KL from the start on training answers, nats/token"}
 
 
 def scalar_table(results: Results) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def forest(results: Results) -> list[dict[str, Any]]:
             place = sorted(sign * v / size for v in (d.low, d.high)) if drawn else [0.0, 0.0]
             value, ends = interval(d.value, d.low, d.high)
             row = {"metric": d.metric, "quantity": d.quantity, "unit": d.unit, "label": d.label, "verdict": d.verdict}
-            row |= {"value": value, "ends": ends, "sentence": sentence(d), "drawn": drawn}
+            row |= {"value": value, "ends": ends, "sentence": sentence(d), "drawn": drawn, "p": number(d.p_adjusted)}
             rows.append(row | {"left": place[0], "right": place[1], "mid": sign * d.value / size if drawn else 0.0})
         out.append({"arm": arm, "baseline": baseline, "rows": rows})
     return out
@@ -148,14 +149,43 @@ def _sample(s: Sample) -> dict[str, Any]:
 
 
 def budget_table(results: Results) -> dict[str, Any]:
-    """One row per arm; known columns first, any other after them."""
-    rows = {arm: spent if isinstance(spent, dict) else {"budget": spent} for arm, spent in results.budget.items()}
-    keys = dict.fromkeys(key for spent in rows.values() for key in spent)
-    keys = sorted(keys, key=lambda k: list(BUDGET).index(k) if k in BUDGET else len(BUDGET))
-    if not keys:
+    """What arms were matched by, and one row per arm and seed of what each spent."""
+    budget = results.budget
+    if not budget.arms:
         return {}
-    table = [(arm, [plain(spent.get(key)) for key in keys]) for arm, spent in rows.items()]
-    return {"columns": [BUDGET.get(k, k.replace("_", " ")) for k in keys], "rows": table}
+    columns = dict(BUDGET)
+    if budget.match == "kl":
+        columns |= {"achieved": MATCHED["kl"]}
+    matched = f"Arms are matched by {MATCHED[budget.match]}"
+    matched += f": {number(budget.value)} each." if budget.value else ", as many as the config gives each."
+    rows = [(s.arm, [plain(getattr(s, key)) for key in columns]) for s in budget.arms]
+    return {"matched": matched, "columns": list(columns.values()), "rows": rows}
+
+
+def unequal_rows(results: Results) -> list[dict[str, Any]]:
+    """What the arms differ in beside their objectives, arms with the same value named together."""
+    out = []
+    for u in results.unequal:
+        sharing: dict[str, list[str]] = defaultdict(list)
+        for arm, value in u.values.items():
+            sharing[value].append(arm)
+        out.append({"what": u.what, "declared": u.declared, "groups": [(joined(a), v) for v, a in sharing.items()]})
+    return out
+
+
+def answer_rows(results: Results) -> list[dict[str, Any]]:
+    """Every question with what was claimed, what was found, the verdict and its reason."""
+    out = []
+    for a in results.answers:
+        unit = f" {a.unit}" if a.unit else ""
+        claim = f"{a.quantity} ({a.metric}) of {a.arm} is {a.direction} than of {a.baseline}"
+        claim += f" by more than {number(a.minimum_effect)}{unit}" if a.minimum_effect else ""
+        numbers = (a.value, a.low, a.high)
+        found = ("–", "") if None in numbers else interval(*numbers)  # pyright: ignore[reportArgumentType]
+        row = {"id": a.id, "arm": a.arm, "claim": claim, "value": found[0], "ends": found[1], "unit": a.unit}
+        p = "–" if a.p_adjusted is None else number(a.p_adjusted)
+        out.append(row | {"p": p, "verdict": a.verdict, "reason": a.reason})
+    return out
 
 
 def plain(value: Any) -> str:
