@@ -67,14 +67,15 @@ def fit(
 
 
 def _fit(config: Config, objective: Objective | None, arm: str, folder: Path | None, progress: Any) -> Solution:
-    from aif.experiment import Experiment, write_record
+    from aif.experiment import Experiment
+    from aif.runtime import write_record
     from aif.types import Solution
 
     experiment = Experiment(config)
     seed = config.seed
     experiment.check(*([] if objective else [arm]))
     if folder is not None:
-        write_record(experiment, folder, "aif run")
+        write_record(config.model_dump(mode="json"), folder, "aif run")
     place = lambda name: None if folder is None else folder / "stages" / f"seed-{seed}" / name  # noqa: E731
     trainable = experiment.fresh(seed)
     lines = []

@@ -14,7 +14,7 @@ import typer
 
 from aif.errors import BadInput
 from aif.verbs import answers, config, corpus, direction, models
-from aif.verbs.parameters import ConfigFile, Out, Overrides, Overwrite, Resume
+from aif.verbs.parameters import CacheFolder, ConfigFile, Out, Overrides, Overwrite, Resume
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +54,7 @@ def compare(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    cache: CacheFolder = None,
 ) -> None:
     """Train every arm, measure the basins, and write results.json and report.html."""
     from aif.api import compare as run_comparison
@@ -61,7 +62,7 @@ def compare(
 
     checked = load(file, overrides or [])
     folder = out or Path("runs") / checked.name
-    run_comparison(checked, out=folder, resume=resume, overwrite=overwrite, quiet=False)
+    run_comparison(checked, out=folder, resume=resume, overwrite=overwrite, quiet=False, cache=cache)
     print(f"results: {folder / 'results.json'}")
     print(f"report:  {folder / 'report.html'}")
 

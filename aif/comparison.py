@@ -30,13 +30,14 @@ from aif.directions import as_adapter, mean_difference, response_means, save_dir
 from aif.directions.activations import Activations
 from aif.directions.record import origin, purpose, read_from
 from aif.errors import BadInput
-from aif.experiment import Experiment, tables_by_candidate, write_record
+from aif.experiment import Experiment, tables_by_candidate
 from aif.log import Progress
 from aif.measured import packed, unpacked
 from aif.objectives import Objective
 from aif.objectives.dpo import reference_logprobs
 from aif.objectives.sft import sft
 from aif.plugins import plugin
+from aif.runtime import write_record
 from aif.samples import steered_samples
 from aif.train import Trained, prepared
 from aif.types import Direction
@@ -88,7 +89,7 @@ def compare(
     e = run.experiment
     with run.phase("model and corpus"):
         check_plan(run)
-        write_record(e, folder, command)
+        write_record(config.model_dump(mode="json"), folder, command)
     if launch is not None:
         with run.phase("jobs"):
             launch(run)

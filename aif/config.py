@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from aif.errors import BadInput
-from aif.plugins import Named, first_problem, nearest, plugin, sound
+from aif.plugins import Named, first_problem, plugin, sound
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of folders that a run makes
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -276,35 +276,11 @@ def check(tree: dict[str, Any], where: str = "config") -> Config:
         plugin("objectives", stage.objective.name, stage.objective.options, f"{where}: {key}")
     for metric, options in config.measure.items():
         plugin("basins", metric, options, f"{where}: measure.{metric}")
+    if config.questions:
+        from aif.questions import check_question
     for number, question in enumerate(config.questions):
         check_question(question, config, f"{where}: questions.{number}")
     return config
-
-
-def check_question(question: Question, config: Config, where: str) -> None:
-    """A question can be answered by this config.
-
-    Raises:
-      BadInput: it names a metric, quantity, arm or baseline that the config does not have.
-    """
-    baseline = question.baseline or config.baseline or next(iter(config.arms))
-    for key, name, names in (
-        ("metric", question.metric, list(config.measure)),
-        ("arm", question.arm, list(config.arms)),
-        ("baseline", baseline, list(config.arms)),
-    ):
-        if name not in names:
-            there = ", ".join(names) or "none"
-            raise BadInput(f"{where}.{key}: nothing here is called {name!r}{nearest(name, names)}; there are {there}")
-    if question.arm == baseline:
-        raise BadInput(f"{where}.arm: {baseline!r} cannot be compared with itself; name another arm or baseline")
-    module, _ = plugin("basins", question.metric, config.measure[question.metric], f"{where}.metric")
-    names: list[str] = [*getattr(module, "QUANTITIES", ())]
-    if question.quantity not in names:
-        raise BadInput(
-            f"{where}.quantity: {question.metric} has no number {question.quantity!r}"
-            f"{nearest(question.quantity, names)}; it has {', '.join(names) or 'none to ask about'}"
-        )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -333,24 +332,6 @@ def _select(tables: dict[str, np.ndarray], data: Dataset) -> dict[str, np.ndarra
     """Facts keyed by (row, candidate), `[rows, candidates, ...]`, looked up for this data set's responses."""
     rows, candidates = np.array(data.owners).T
     return {name: table[rows, candidates] for name, table in tables.items()}
-
-
-def write_record(experiment: Experiment, folder: Path, command: str) -> None:
-    """The resolved config, the environment and a script that runs the same again."""
-    import shlex
-
-    import yaml
-
-    from aif.runtime import environment
-
-    config = experiment.config.model_dump(mode="json")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
-    (folder / "reproduce.sh").write_text(
-        "#!/bin/sh\n# Runs the same experiment again, in a new folder beside this file's.\n"
-        'cd "$(dirname "$0")"\n'
-        f"exec {shlex.join(command.split()[:2])} config.yaml --out ../{folder.name}-again\n"
-    )
 
 
 def tables_by_candidate(data: Dataset, names: list[str]) -> dict[str, np.ndarray]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from aif import results as records
 from aif.config import Config, Question
+from aif.errors import BadInput
+from aif.plugins import nearest, plugin
 from aif.statistics import Pair
 
 ALPHA = 0.05
@@ -26,6 +28,32 @@ def pairs(config: Config) -> list[Pair]:
 def against(question: Question, config: Config) -> str:
     """The arm that a question compares with."""
     return question.baseline or config.baseline or next(iter(config.arms))
+
+
+def check_question(question: Question, config: Config, where: str) -> None:
+    """A question can be answered by this config.
+
+    Raises:
+      BadInput: it names a metric, quantity, arm or baseline that the config does not have.
+    """
+    baseline = against(question, config)
+    for key, name, names in (
+        ("metric", question.metric, list(config.measure)),
+        ("arm", question.arm, list(config.arms)),
+        ("baseline", baseline, list(config.arms)),
+    ):
+        if name not in names:
+            there = ", ".join(names) or "none"
+            raise BadInput(f"{where}.{key}: nothing here is called {name!r}{nearest(name, names)}; there are {there}")
+    if question.arm == baseline:
+        raise BadInput(f"{where}.arm: {baseline!r} cannot be compared with itself; name another arm or baseline")
+    module, _ = plugin("basins", question.metric, config.measure[question.metric], f"{where}.metric")
+    names: list[str] = [*getattr(module, "QUANTITIES", ())]
+    if question.quantity not in names:
+        raise BadInput(
+            f"{where}.quantity: {question.metric} has no number {question.quantity!r}"
+            f"{nearest(question.quantity, names)}; it has {', '.join(names) or 'none to ask about'}"
+        )
 
 
 def answers(config: Config, differences: list[records.Difference]) -> list[records.Answer]:

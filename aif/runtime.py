@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
 import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 PACKAGES = ("aif", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "scipy")
 
@@ -41,6 +44,19 @@ def environment() -> dict[str, str]:
     found["devices"] = ", ".join(f"{d.platform}:{d.device_kind}" for d in jax.devices())
     found["cpus"] = str(os.cpu_count())
     return found
+
+
+def write_record(config: dict[str, Any], folder: Path, command: str) -> None:
+    """The resolved config, the environment and a script that runs the same again."""
+    import yaml
+
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+    (folder / "reproduce.sh").write_text(
+        "#!/bin/sh\n# Runs the same experiment again, in a new folder beside this file's.\n"
+        'cd "$(dirname "$0")"\n'
+        f"exec {shlex.join(command.split()[:2])} config.yaml --out ../{folder.name}-again\n"
+    )
 
 
 class Stopped(Exception):

@@ -139,6 +139,16 @@ def test_the_budget_says_what_each_arm_had(results, config, folder):
     assert set(differing) == {"answers read", "tokens read"}
 
 
+def test_questions_are_answered_from_the_differences(results, config):
+    """One seed: at most `single seed`. The answer's numbers are those of the difference."""
+    (answer,), (asked,) = results.answers, config.questions
+    (d,) = [d for d in results.differences if (d.quantity, d.arm) == (asked.quantity, asked.arm)]
+    assert (answer.id, answer.baseline, answer.minimum_effect) == ("efficient", "dpo", asked.minimum_effect)
+    assert (answer.value, answer.low, answer.high, answer.p_adjusted) == (d.value, d.low, d.high, d.p_adjusted)
+    assert answer.verdict in ("single seed", "inconclusive") and answer.reason
+    assert all(0 < d.p <= d.p_adjusted <= 1 for d in results.differences)
+
+
 class Loads(HTMLParser):
     """Whatever a page would fetch."""
 

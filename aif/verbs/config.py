@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 
@@ -23,8 +24,11 @@ def config_check(file: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command("schema")
-def config_schema() -> None:
-    """The JSON schema of configs."""
+def config_schema(
+    results: Annotated[bool, typer.Option("--results", help="that of results.json instead")] = False,
+) -> None:
+    """The JSON schema of configs, or of the results that a comparison writes."""
     from aif.config import Config
+    from aif.results import Results
 
-    print(json.dumps(Config.model_json_schema(), indent=1))
+    print(json.dumps((Results if results else Config).model_json_schema(), indent=1))
