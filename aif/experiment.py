@@ -244,8 +244,7 @@ class Experiment:
         """How a stage is trained."""
         c = self.config
         optimizer: OptimizerSection = spec.optimizer or c.optimizer
-        shared = spec is c.start  # arms are matched; the stage before them is one and the same
-        matched = not shared and c.budget.value is not None
+        matched = c.budget.value is not None and any(spec is arm for arm in c.arms.values())  # no other stage is
         budget = c.budget if matched and c.budget.match != "steps" else None
         return Settings(
             steps=int(c.budget.value) if matched and budget is None and c.budget.value else spec.steps,
