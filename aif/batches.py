@@ -32,7 +32,7 @@ class Dataset:
     """Encoded prompts of a corpus with the facts of every response.
 
     `examples` are the features grain packs; `tables` are looked up per batch by response id; `owners[i]` says which
-    (row, candidate) of the corpus response i is.
+    (row, candidate) of the corpus response i is. `beside` holds the rows of a second kind, if an objective has two.
     """
 
     examples: tuple[dict[str, np.ndarray], ...]
@@ -41,11 +41,12 @@ class Dataset:
     length: int
     scored: int
     slots: int
+    beside: Dataset | None = None
 
     @property
     def fingerprint(self) -> str:
         """Hash of every token, its role and the ratings, which a resumed run must meet again."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256((self.beside.fingerprint if self.beside else "").encode())
         for example in self.examples:
             for name in sorted(example):
                 digest.update(example[name].tobytes())

@@ -29,14 +29,14 @@ from aif.errors import BadInput
 from aif.log import Progress
 from aif.models.hub import load
 from aif.models.weights import fingerprint
-from aif.objectives import Context, Objective
+from aif.objectives import Context, Objective, Unfitted
 from aif.plugins import plugin
 from aif.policy import Policy, bind
 from aif.rollouts import Prompts, prompts_of
 from aif.runtime import compilation_cache
 from aif.sources import annotated
 from aif.steering import parse_scope, reach
-from aif.train import Optimizer, Settings, Trained, meaning, prepared, stage
+from aif.train import Optimizer, Settings, Trained, check_head, meaning, prepared, stage
 
 ANSWERS = {
     "target": "the target answer",
@@ -86,23 +86,56 @@ class Experiment:
         limit = c.limit if training else c.heldout_limit
         return found if not limit or limit >= len(found) else [found[k] for k in evenly(len(found), limit)]
 
+    def outside(self, objective: Objective, domains: tuple[str, ...]) -> list[Conversation]:
+        """Training rows outside `corpus.domains`, of these domains or of all others; `corpus.limit` holds for them too.
+
+        Raises:
+          BadInput: nothing is inside or outside, or a domain has no such rows.
+        """
+        c, name = self.config.corpus, objective.name
+        if not c.domains:
+            raise BadInput(f"corpus.domains: {name} needs the domains to stay within; name them")
+        rows = [r for r in self.corpus.rows if r.split in c.train and r.kind != "scaffolding"]
+        rows = [r for r in rows if r.domain not in c.domains]
+        known = sorted({r.domain for r in rows})
+        if not rows:
+            raise BadInput(f"{self.corpus.path}: no training rows outside of corpus.domains; {name} needs some")
+        wrong = [d for d in domains if d not in known]
+        if wrong:
+            raise BadInput(
+                f"objective {name}: outside: no training rows of {wrong[0]!r} outside of corpus.domains; there are "
+                f"{', '.join(known)}"
+            )
+        rows = [r for r in rows if not domains or r.domain in domains]
+        return rows if not c.limit or c.limit >= len(rows) else [rows[k] for k in evenly(len(rows), c.limit)]
+
     def data(self, which: str, *splits: str, length: int | None = None) -> Dataset:
         """Encoded rows of these splits with the candidates `which` names; encoded once."""
         key = (which, splits, length)
         if key not in self._encoded:
-            self._encoded[key] = self._encode(which, splits, length)
+            rows = self.rows(*splits)
+            if not rows:
+                raise BadInput(
+                    f"{self.corpus.path}: no rows with split {' or '.join(map(repr, splits))}; check the corpus section"
+                )
+            weights = self.weights(rows) if splits == tuple(self.config.corpus.train) else None
+            self._encoded[key] = self._encode(rows, which, length, weights)
         return self._encoded[key]
+
+    def encoded(self, objective: Objective) -> Dataset:
+        """The candidates an objective trains on, and the rows that it wants beside them."""
+        data, beside = self.data(objective.responses, *self.config.corpus.train), objective.beside
+        if beside is None:
+            return data
+        return replace(data, beside=self._encode(self.outside(objective, beside.domains), beside.responses))
 
     @cached_property
     def _encoded(self) -> dict[tuple, Dataset]:
         return {}
 
-    def _encode(self, which: str, splits: tuple[str, ...], length: int | None) -> Dataset:
-        rows = self.rows(*splits)
-        if not rows:
-            raise BadInput(
-                f"{self.corpus.path}: no rows with split {' or '.join(map(repr, splits))}; check the corpus section"
-            )
+    def _encode(
+        self, rows: list[Conversation], which: str, length: int | None = None, weights: list[float] | None = None
+    ) -> Dataset:
         dimensions = [d.id for d in self.scale.dimensions]
         longest = self.lm.config.max_position
         if (length or self.config.batch.length) > longest:
@@ -114,7 +147,7 @@ class Experiment:
             length=length or self.config.batch.length,
             target=self.config.corpus.target,
             dimensions=dimensions,
-            weights=self.weights(rows) if splits == tuple(self.config.corpus.train) else None,
+            weights=weights,
         )
 
     def weights(self, rows: list[Conversation]) -> list[float] | None:
@@ -127,10 +160,13 @@ class Experiment:
     def context(self) -> Context:
         """What objectives' factories read."""
         dimensions = tuple(d.id for d in self.scale.dimensions)
-        candidates = [c for row in self.rows(*self.config.corpus.train) for c in row.candidates]
+        rows = self.rows(*self.config.corpus.train)
+        candidates = [c for row in rows for c in row.candidates]
         table = np.array([[c.ratings.get(d, -1) for d in dimensions] for c in candidates])
-        liked = np.array([c.stance == self.config.corpus.target for c in candidates], bool)
-        return Context(dimensions, tuple(self.scale.levels), table, table[liked], scale=self.scale)
+        liked = np.array([c.stance in (self.config.corpus.target, "chosen") for c in candidates], bool)
+        prompts = np.array([n for n, row in enumerate(rows) for _ in row.candidates])
+        about = {"scale": self.scale, "liked": liked, "prompts": prompts}
+        return Context(dimensions, tuple(self.scale.levels), table, table[liked], **about)
 
     def rated(self, reference: Policy) -> Rated:
         """Mean residuals of all training candidates under a reference, with their ratings; found once per reference."""
@@ -140,7 +176,8 @@ class Experiment:
             data = self.data("all", *self.config.corpus.train)
             identity = {**self.identity, "reference": digest(values), "data": data.fingerprint}
             means = self.cache.arrays("readings", identity, lambda: self._means(reference, data))["means"]
-            found = Rated(means, data.tables["ratings"], np.array(data.owners)[:, 0])
+            tables, prompts = data.tables, np.array(data.owners)[:, 0]
+            found = Rated(means, tables["ratings"], prompts, tables["preference"] > 0)
             kept = self._rated[id(values)] = (values, found)
         return kept[1]
 
@@ -171,8 +208,9 @@ class Experiment:
                 raise BadInput(f"objective {name}: makes {type(made).__name__}; make an aif.Objective")
             return made
         module, checked = plugin("objectives", name, options, f"objective {name}")
-        rated = None if reference is None else lambda: self.rated(reference)
-        seen = {"rated": rated, "reference": reference, "tokenizer": self.lm.tokenizer, "frame": self.frame}
+        seen = {"reference": reference, "tokenizer": self.lm.tokenizer, "frame": self.frame, "steps": spec.steps}
+        if reference is not None:
+            seen["rated"] = lambda: self.rated(reference)
         return module.make(checked, replace(self.context, **seen))
 
     def frame(self, name: str) -> str:
@@ -190,14 +228,23 @@ class Experiment:
             if spec is not None:
                 self.steered(spec, name)
         for spec in (self.config.start, *(self.config.arms[arm] for arm in arms)):
-            objective = self.objective(spec) if spec is not None else None
-            if objective is not None and objective.rollouts is None:
-                self.data(objective.responses, *self.config.corpus.train)
+            if spec is None:
+                continue
+            try:
+                objective = self.objective(spec)
+            except Unfitted:  # it has checked what can be checked before the shared stage is trained
+                continue
+            check_head(objective, self.config.adapter.kind == "full")
+            if objective.rollouts is None:
+                self.encoded(objective)
 
     def trains_on(self, spec: Stage) -> tuple[str, str]:
         """In words, what a stage trains on: its prompts, and which answers to them it reads."""
-        objective = self.objective(spec)
-        return f"{len(self.rows(*self.config.corpus.train))} prompts", ANSWERS[objective.responses]
+        try:
+            answers = ANSWERS[self.objective(spec).responses]
+        except Unfitted:
+            answers = "what its reader or reward is fitted to ask for"
+        return f"{len(self.rows(*self.config.corpus.train))} prompts", answers
 
     def examples(self, objective: Objective, tables: dict[str, np.ndarray] | None) -> Dataset | Prompts:
         """What an objective trains on: the prompts it samples answers to, or encoded candidates with `tables` of
@@ -205,7 +252,7 @@ class Experiment:
         split = self.config.corpus.train
         if objective.rollouts is not None:
             return prompts_of(self.rows(*split), self.lm.tokenizer)
-        data = self.data(objective.responses, *split)
+        data = self.encoded(objective)
         if tables is not None:
             data = data.with_tables(_select(tables, data))
         return annotated(data, self.rows(*split), objective)
@@ -277,6 +324,8 @@ class Experiment:
         folder, a stage that another run has finished is read back."""
         reference = self.reference(trainable if origin is None else origin)
         objective = objective or self.objective(spec, reference)
+        if objective.about:
+            progress.say(f"{name}: {json.dumps(objective.about)}")
         settings, steered = self.settings(spec, seed), self.steered(spec, name)
         data = self.examples(objective, tables)
         identity = self._identity(spec, trainable)
@@ -285,7 +334,8 @@ class Experiment:
         meant = meaning(objective, data, settings, identity)
         if folder is not None:
             self.cache.fetch(meant, folder)
-        if isinstance(data, Dataset) and (folder is None or not (folder / "done.json").exists()):
+        done = folder is not None and (folder / "done.json").exists()
+        if isinstance(data, Dataset) and objective.cached and not done:
             progress.say(f"{name}: preparing {len(data.owners)} responses")
             data = prepared(objective, reference, data, rows=settings.rows, key=jax.random.key(seed))
         trained = stage(

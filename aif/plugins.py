@@ -47,9 +47,10 @@ def plugin(package: str, name: str, options: dict[str, Any], where: str) -> tupl
         kind = "metric" if package == "basins" else package[:-1]
         raise BadInput(f"{where}: no {kind} is called {name!r}{nearest(name, names)}; there are {', '.join(names)}")
     module = importlib.import_module(f"aif.{package}.{name}")
-    for key in options.keys() & module.Options.model_fields.keys():
+    fields = {field.alias or name: field for name, field in module.Options.model_fields.items()}
+    for key in options.keys() & fields.keys():
         nested = isinstance(options[key], dict)
-        wanted = bool if nested else module.Options.model_fields[key].annotation
+        wanted = bool if nested else fields[key].annotation
         try:
             for value in options[key].values() if nested else [options[key]]:
                 sound(value, wanted)
@@ -98,7 +99,7 @@ def _fields_at(schema: Any, loc: tuple) -> list[str]:
             schema = schema.model_fields[part].annotation
         args = [a for a in getattr(schema, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
         schema = args[-1] if args else schema
-    return list(getattr(schema, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(schema, "model_fields", {}).items()]
 
 
 def nearest(name: str, names: list[str]) -> str:

@@ -22,22 +22,49 @@ def stacked(batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *batches)
 
 
+def tokens_of(batch: Batch) -> int:
+    """Tokens that are not padding, in the batch and beside it."""
+    return int((batch.segments > 0).sum()) + (0 if batch.beside is None else tokens_of(batch.beside))
+
+
 class Offline:
-    """Shuffled batches of an encoded corpus."""
+    """Shuffled batches of an encoded corpus, each with a batch of the data `beside` it where there are such."""
 
     updates = 1
 
-    def __init__(self, data: Dataset, *, rows: int, accumulate: int, seed: int, position: dict | None):
-        self.batches = stream(data, rows=rows, seed=seed, start=position)
-        self.accumulate = accumulate
+    def __init__(
+        self,
+        data: Dataset,
+        objective: Objective,
+        reference: Policy,
+        *,
+        rows: int,
+        accumulate: int,
+        seed: int,
+        position: list | None,
+    ):
+        self.objective, self.reference = objective, reference.replace(remat="none")
+        self.accumulate, self.key = accumulate, jax.random.key(seed)
+        parts = [(data, rows)]
+        if data.beside is not None and objective.beside is not None:
+            parts.append((data.beside, objective.beside.rows or rows))
+        starts = position or [None] * len(parts)
+        self.streams = [stream(d, rows=n, seed=seed, start=at) for (d, n), at in zip(parts, starts, strict=True)]
 
     def __call__(self, policy: Policy, number: int) -> Batch:
         """The micro-batches of 0-based step `number`."""
-        return stacked([next(self.batches) for _ in range(self.accumulate)])
+        key = jax.random.fold_in(self.key, number)
+        return stacked([self.micro(jax.random.fold_in(key, a)) for a in range(self.accumulate)])
+
+    def micro(self, key: jax.Array) -> Batch:
+        """One micro-batch, with the facts that are not kept per response."""
+        batch, *others = (next(s) for s in self.streams)
+        batch = batch._replace(beside=others[0]) if others else batch
+        return batch if self.objective.cached else with_facts(batch, [], self.objective, self.reference, key)
 
     def position(self) -> Any:
-        """Where the stream stands, to be restored."""
-        return self.batches.get_state()
+        """Where the streams stand, to be restored."""
+        return [s.get_state() for s in self.streams]
 
 
 class Online:
@@ -91,7 +118,7 @@ def annotated(data: Dataset, rows: Sequence[Conversation], objective: Objective)
 def with_facts(batch: Batch, answers: list, objective: Objective, reference: Policy, key: jax.Array) -> Batch:
     """The batch with what `annotate` says of its responses' words, and then with what `prepare` finds."""
     ids = np.maximum(np.asarray(batch.ids), 0)
-    noted = {} if objective.annotate is None else objective.annotate(answers)
+    noted = objective.annotate(answers) if objective.annotate is not None and answers else {}
     batch = batch._replace(extras={**batch.extras, **{name: table[ids] for name, table in noted.items()}})
     facts = prepare(as_partial(objective.prepare), reference, batch, key)
     return batch._replace(extras={**batch.extras, **facts})

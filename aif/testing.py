@@ -57,7 +57,7 @@ def check(objective: Objective, lm: LM | None = None) -> None:
     def total(adapter: Adapter, reference: Policy, batch: Batch) -> tuple[Any, Any]:
         result = objective.loss(reference.replace(adapter=adapter), batch)
         _check_loss(where, result)
-        return jnp.asarray(result.total.sum), result
+        return sum(m.sum for m in result.means), result
 
     graded = jax.jit(jax.value_and_grad(total, has_aux=True))
     run = lambda b: _call(f"{where}: loss", graded, adapter, reference, b)  # noqa: E731
@@ -88,7 +88,7 @@ def _with_facts(where: str, objective: Objective, reference: Policy, batch: Batc
     """The batch with what `prepare` finds, after checking it."""
     prepare, key = jax.jit(objective.prepare), jax.random.key(0)
     facts, again = (_call(f"{where}: prepare", prepare, reference, batch, key) for _ in range(2))
-    _check_facts(where, facts, batch, per_token=objective.rollouts is not None)
+    _check_facts(where, facts, batch, objective)
     for name in facts:
         if not np.array_equal(facts[name], again[name]):
             raise AssertionError(f"{where}: prepare's {name!r} differs between two calls with one key")
@@ -105,11 +105,13 @@ def _call(where: str, function: Any, *values: Any) -> Any:
         raise AssertionError(f"{where} fails under jax.jit ({type(error).__name__}: {what})") from error
 
 
-def _check_facts(where: str, facts: Any, batch: Batch, *, per_token: bool) -> None:
+def _check_facts(where: str, facts: Any, batch: Batch, objective: Objective) -> None:
     if not isinstance(facts, Mapping):
         raise AssertionError(f"{where}: prepare returns {type(facts).__name__}; return a dict of arrays [B, R, ...]")
     for name, value in facts.items():
-        if per_token and np.shape(value)[:2] == batch.targets.shape:
+        if objective.rollouts is not None and np.shape(value)[:2] == batch.targets.shape:
+            continue
+        if not objective.cached and np.shape(value)[:1] == batch.ids.shape[:1]:
             continue
         if np.shape(value)[:2] != batch.ids.shape:
             raise AssertionError(
@@ -121,21 +123,27 @@ def _check_facts(where: str, facts: Any, batch: Batch, *, per_token: bool) -> No
 
 
 def _check_loss(where: str, result: Any) -> None:
-    if not isinstance(result, Loss) or not isinstance(result.total, Mean):
+    if not isinstance(result, Loss) or not isinstance(result.total, Mean | tuple):
         raise AssertionError(f"{where}: loss returns {type(result).__name__}; return Loss(Mean(sum, weight), terms)")
-    for name, term in {"total": result.total, **result.terms}.items():
+    for name, term in _means(result).items():
         if not isinstance(term, Mean):
             raise AssertionError(f"{where}: term {name!r} is {type(term).__name__}; return Mean(sum, weight)")
         if jnp.shape(term.sum) or jnp.shape(term.weight):
             raise AssertionError(f"{where}: term {name!r} is an array; Mean holds two numbers")
 
 
+def _means(result: Loss) -> dict[str, Mean]:
+    """All means of a loss by name: the total or its parts, and the terms."""
+    parts = {f"total {n}" if n else "total": mean for n, mean in enumerate(result.means)}
+    return {**parts, **result.terms}
+
+
 def _check_values(where: str, result: Loss, gradient: Adapter) -> None:
-    for name, term in {"total": result.total, **result.terms}.items():
+    for name, term in _means(result).items():
         if not np.isfinite(term.sum) or not np.isfinite(term.weight):
             raise AssertionError(f"{where}: {name} is {float(term.sum)} / {float(term.weight)}, not finite")
-    if not result.total.weight > 0:
-        raise AssertionError(f"{where}: total has weight {float(result.total.weight)}; a loss weighs something")
+    if not all(mean.weight > 0 for mean in result.means):
+        raise AssertionError(f"{where}: total has weight {float(result.means[0].weight)}; a loss weighs something")
     leaves = [np.asarray(target[leaf]) for target in gradient.values() for leaf in ("a", "b")]
     if not all(np.isfinite(x).all() for x in leaves):
         raise AssertionError(f"{where}: the adapter's gradient is not finite")
@@ -145,8 +153,9 @@ def _check_values(where: str, result: Loss, gradient: Adapter) -> None:
 
 def _same(message: str, got: tuple[Loss, Adapter], want: tuple[Loss, Adapter]) -> None:
     """Compare losses term by term and gradients leaf by leaf."""
-    for name in ("total", *want[0].terms):
-        mine, theirs = ((x.total if name == "total" else x.terms[name]) for x in (got[0], want[0]))
+    both = [_means(x) for x in (got[0], want[0])]
+    for name in both[1]:
+        mine, theirs = (means[name] for means in both)
         for part, x, y in zip(Mean._fields, mine, theirs, strict=True):
             if not abs(float(x) - float(y)) <= TOLERANCE * max(1.0, abs(float(y))):
                 raise AssertionError(f"{message}: {name} has {part} {float(x):.6g} against {float(y):.6g}")
@@ -168,15 +177,25 @@ def _adapter(lm: LM) -> Adapter:
 def _batch(lm: LM, objective: Objective, packed: bool = True) -> Batch:
     """Four prompts in two rows (or one to a row) with the candidates that the objective asks for and their ratings; or
     two rows of its own samples."""
-    from aif.batches import build, stream
     from aif.corpus import bundled, load_scale, read
-    from aif.sources import annotated
 
     dimensions = [d.id for d in load_scale().dimensions]
-    rows = read(bundled("tiny")).rows[:4]
+    rows = read(bundled("tiny")).rows
     if objective.rollouts is not None:
-        return _sampled(lm, objective, rows)
+        return _sampled(lm, objective, rows[:4])
     options = {"which": objective.responses, "target": "discernment", "dimensions": dimensions}
+    batch = _rows_of(lm, rows[:4], objective, options, packed)
+    if objective.beside is None:
+        return batch
+    other = _rows_of(lm, rows[4:], objective, {**options, "which": objective.beside.responses}, packed)
+    return batch._replace(beside=other)
+
+
+def _rows_of(lm: LM, rows: Any, objective: Objective, options: dict[str, Any], packed: bool) -> Batch:
+    """Four prompts, two or one to a row."""
+    from aif.batches import build, stream
+    from aif.sources import annotated
+
     length = max(len(e["tokens"]) for e in build(rows, lm.tokenizer, length=1 << 16, **options).examples)
     data = build(rows, lm.tokenizer, length=2 * length if packed else length, **options)
     data = annotated(replace(data, scored=length * (1 + packed), slots=8), rows, objective)
@@ -210,7 +229,8 @@ def _join(first: Batch, second: Batch) -> Batch:
 def _empty(batch: Batch) -> Batch:
     """As many rows, each of which holds nothing."""
     blank = jax.tree.map(jnp.zeros_like, batch)
-    return blank._replace(ids=blank.ids - 1, group=blank.group - 1)
+    beside = None if batch.beside is None else _empty(batch.beside)
+    return blank._replace(ids=blank.ids - 1, group=blank.group - 1, beside=beside)
 
 
 __all__ = ["check"]

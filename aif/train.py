@@ -31,7 +31,7 @@ from aif.optimizer import Optimizer, transform
 from aif.policy import Policy
 from aif.rollouts import Prompts
 from aif.runtime import Stopped, StopRequests
-from aif.sources import Offline, Online, prepare
+from aif.sources import Offline, Online, prepare, tokens_of
 from aif.types import Batch, Loss, Mean, State, as_partial
 
 MAX_SKIPPED = 5  # consecutive non-finite steps after which a run stops
@@ -52,38 +52,55 @@ def attach(base: Policy, trainable: Any, full: bool) -> Policy:
 def train_step(
     state: State, base: Policy, batches: Batch, loss: Partial, values: dict[str, Array], *, full: bool
 ) -> tuple[State, dict[str, Mean]]:
-    """One update from micro-batches `[A, B, ...]`: exactly the gradient of (sum of losses) / (sum of weights).
+    """One update from micro-batches `[A, B, ...]`: exactly the gradient of (sum of losses) / (sum of weights), or of
+    the sum of several such means.
 
     A non-finite loss or gradient leaves trainable values and moments as they were and is counted in `skipped`.
     """
 
+    def run(trainable: Any, batch: Batch) -> Loss:
+        return loss(attach(base, trainable, full), batch)
+
     def total(trainable: Any, batch: Batch) -> tuple[Array, Loss]:
-        result = loss(attach(base, trainable, full), batch)
-        return result.total.sum, result
+        result = run(trainable, batch)
+        return sum(m.sum / w for m, w in zip(result.means, shares, strict=True)), result  # pyright: ignore
 
     def accumulate(carry: Any, batch: Batch) -> tuple[Any, None]:
         (_, result), gradient = jax.value_and_grad(total, has_aux=True)(state.trainable, batch)
         return jax.tree.map(jnp.add, carry, (gradient, result)), None
 
     first = jax.tree.map(lambda x: x[0], batches)
+    shares = _shares(partial(run, state.trainable), batches)
     if batches.tokens.shape[0] == 1:
         (_, result), gradient = jax.value_and_grad(total, has_aux=True)(state.trainable, first)
     else:
         shapes = jax.eval_shape(lambda t: jax.value_and_grad(total, has_aux=True)(t, first), state.trainable)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1]))
         (gradient, result), _ = jax.lax.scan(accumulate, zeros, batches)
-    weight = jnp.where(result.total.weight == 0, 1.0, result.total.weight)
-    gradient = jax.tree.map(lambda g: g / weight, gradient)
+    whole = Mean(sum(m.value for m in result.means), jnp.float32(1))  # pyright: ignore
+    if len(result.means) == 1:
+        whole = result.means[0]
+        gradient = jax.tree.map(lambda g: g / jnp.where(whole.weight == 0, 1.0, whole.weight), gradient)
     norm = optax.global_norm(gradient)
-    finite = jnp.isfinite(norm) & jnp.isfinite(result.total.sum)
+    finite = jnp.isfinite(norm) & jnp.isfinite(whole.sum)
     updates, moments = transform(values).update(gradient, state.optimizer, state.trainable)
     moved = (optax.apply_updates(state.trainable, updates), moments)
     before = (state.trainable, state.optimizer)
     trainable, moments = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, before)
     one = jnp.float32(1)
-    log = {"loss": result.total, **result.terms, "gradient_norm": Mean(norm, one)}
+    log = {"loss": whole, **result.terms, "gradient_norm": Mean(norm, one)}
     log["skipped"] = Mean((~finite).astype(jnp.float32), one)
     return State(state.step + 1, trainable, moments, state.key), log
+
+
+def _shares(run: Callable[[Batch], Loss], batches: Batch) -> list[Array]:
+    """What each mean's sum is divided by before micro-batches are added up: 1 where there is one mean, whose weight can
+    wait for the end; else its weight over the whole step, which needs no forward pass once compiled."""
+    first = jax.tree.map(lambda x: x[0], batches)
+    if len(jax.eval_shape(run, first).means) == 1:
+        return [jnp.float32(1)]
+    weights = jax.lax.map(lambda batch: [m.weight for m in run(batch).means], batches)
+    return [jnp.where(jnp.sum(w) == 0, 1.0, jnp.sum(w)) for w in weights]
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,8 @@ class Trained:
 
 def prepared(objective: Objective, reference: Policy, data: Dataset, *, rows: int, key: Array) -> Dataset:
     """`data` with the objective's facts per response, computed once over the whole data set."""
+    if not objective.cached:
+        return data
     tables: dict[str, list] = {}
     ids: list[np.ndarray] = []
     reference = reference.replace(remat="none")
@@ -137,6 +156,15 @@ def prepared(objective: Objective, reference: Policy, data: Dataset, *, rows: in
             tables.setdefault(name, []).append(np.asarray(values)[filled])
     order = np.argsort(np.concatenate(ids))
     return data.with_tables({name: np.concatenate(parts)[order] for name, parts in tables.items()})
+
+
+def check_head(objective: Objective, full: bool) -> None:
+    """Refuse to train all parameters where the objective needs the head as it is."""
+    if full and objective.frozen_head:
+        raise BadInput(
+            f"{objective.name}: it reads the reference through a frozen head, which adapter.kind=full would train; use "
+            "lora or vector (or kl: k3, where the objective has it)"
+        )
 
 
 def stage(
@@ -158,7 +186,7 @@ def stage(
     Args:
       base: the policy whose weights stay as they are; `trainable` is attached to it.
       data: the encoded corpus, already `prepared` for the objective, or the prompts it samples answers to.
-      reference: the habit of an online objective; the base policy when left out.
+      reference: the habit of an objective whose facts are not prepared beforehand; the base policy when left out.
       identity: what else a checkpoint must agree with to be continued (weights, reference).
       distance: KL of a policy from the reference, for a budget of KL.
 
@@ -166,8 +194,7 @@ def stage(
       BadInput: the folder's checkpoint belongs to other settings or data; training diverged.
       Stopped: SIGTERM or SIGINT arrived; the state is saved.
     """
-    if settings.full and objective.frozen_head:
-        raise BadInput(f"{objective.name}: it reads the reference through a frozen head; use kl: k3, or an adapter")
+    check_head(objective, settings.full)
     progress = progress or Progress(quiet=True)
     meant = meaning(objective, data, settings, identity)
     if folder is not None and (folder / "done.json").exists():
@@ -194,7 +221,8 @@ def stage(
             metrics.close()
     trained = _trained(state.trainable, run.lines)
     if folder is not None:
-        save_arrays(folder / "trained.safetensors", state.trainable, {"name": name, "meant": meant})
+        about = {"name": name, "meant": meant, "about": objective.about}
+        save_arrays(folder / "trained.safetensors", state.trainable, about)
         (folder / "done.json").write_text(json.dumps({"seconds": trained.seconds}))
     if run.stopped:
         raise Stopped(run.stopped, folder)
@@ -247,7 +275,7 @@ class _Loop:
                 state, log = train_step(state, self.base, stack, loss, values, full=s.full)
                 if number == first:
                     self.progress.compiled(time.monotonic() - at)
-                seen = {"learning_rate": float(values["rate"]), "tokens": int((stack.segments > 0).sum())}
+                seen = {"learning_rate": float(values["rate"]), "tokens": tokens_of(stack)}
                 if s.budget and s.budget.due(number + 1, s.steps):
                     assert self.distance is not None
                     seen["kl_from_reference"] = self.distance(attach(self.base, state.trainable, s.full))
@@ -266,9 +294,8 @@ class _Loop:
     def _source(self, position: dict | None) -> Offline | Online:
         s = self.settings
         how = {"rows": s.rows, "accumulate": s.accumulate, "seed": s.seed, "position": position}
-        if isinstance(self.data, Dataset):
-            return Offline(self.data, **how)
-        return Online(self.data, self.objective, self.reference or self.base, **how)
+        kind: Any = Offline if isinstance(self.data, Dataset) else Online
+        return kind(self.data, self.objective, self.reference or self.base, **how)
 
     def _loss(self, number: int, steps: int) -> Partial:
         schedule = self.objective.schedule

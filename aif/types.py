@@ -34,7 +34,8 @@ class Batch(NamedTuple):
     A row holds several *segments* (one prompt each, numbered from 1; 0 is padding). Within a segment, *branch* 0 is the
     prompt and branch k >= 1 is its k-th response, which sees the prompt and itself but no sibling. The scored tokens
     of a row are listed apart: hidden state `index[n]` predicts `targets[n]`, with weight `weights[n]` (0 is padding),
-    on behalf of response slot `response[n]`. `extras` holds facts per response slot, `[B, R, ...]`.
+    on behalf of response slot `response[n]`. `extras` holds facts per response slot, `[B, R, ...]`. `beside` is a batch
+    of rows of another kind, where an objective asks for one (`aif.objectives.Beside`).
     """
 
     tokens: Int[Array, "B T"]
@@ -48,6 +49,7 @@ class Batch(NamedTuple):
     group: Int[Array, "B R"]  # the prompt a response answers, as a slot number of the row; -1 marks an empty slot
     ids: Int[Array, "B R"]  # number of the response in the data set; -1 marks an empty slot
     extras: dict[str, Array]
+    beside: Any = None
 
 
 class Output(NamedTuple):
@@ -99,10 +101,19 @@ class Mean(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What an objective returns: the number that is minimised, and its terms for the log."""
+    """What an objective returns: the number that is minimised, and its terms for the log.
 
-    total: Mean
+    `total` is a mean, or several means over different things whose values add up (a fit and a penalty, say); the
+    weights of several depend on the batch alone.
+    """
+
+    total: Mean | tuple[Mean, ...]
     terms: dict[str, Mean]
+
+    @property
+    def means(self) -> tuple[Mean, ...]:
+        """`total` as a tuple."""
+        return (self.total,) if isinstance(self.total, Mean) else self.total
 
 
 class State(NamedTuple):

@@ -22,7 +22,7 @@ from scipy.special import logsumexp
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "smollm2-135m"
-TESTS = ("test_parity.py", "test_real_model.py", "test_objectives.py")
+TESTS = ("test_parity.py", "test_real_model.py", "test_trl.py")
 
 
 def remade(torch: Path, folder: Path, place: Path) -> None:

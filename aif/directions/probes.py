@@ -27,11 +27,13 @@ BINS = 10
 
 
 class Rated(NamedTuple):
-    """Mean residuals of rated responses `[N, L, D]`, their levels `[N, S]` (-1 where unrated), their prompts `[N]`."""
+    """Mean residuals of rated responses `[N, L, D]`, their levels `[N, S]` (-1 where unrated), their prompts `[N]`, and
+    whether they are the target of theirs `[N]`."""
 
     means: np.ndarray
     levels: np.ndarray
     prompts: np.ndarray
+    liked: np.ndarray = np.zeros(0, bool)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ hyperparameters without compiling again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,22 +27,42 @@ def no_frame(name: str) -> str:
     raise BadInput(f"preferences.frame: there is no frame {name!r} here; run from a config, or pass C")
 
 
+class Unfitted(BadInput):
+    """There are no activations of a reference model yet; what can be checked without them has been."""
+
+
+def unfitted() -> Any:
+    """The `rated` of a context without a reference."""
+    raise Unfitted("there is no reference model to fit on here; build the objective within an experiment")
+
+
 @dataclass(frozen=True)
 class Context:
-    """What an objective's factory may read of the experiment: the scale, and the ratings of all training responses
-    and of the target ones, `[responses, S]` with -1 where unrated; `scale` itself, with its rubric, for judges;
-    `rated()`, the reference's mean residuals of all training responses (`aif.directions.probes.Rated`); the reference
-    itself with its tokenizer; and `frame(name)`, the text of a frame."""
+    """What an objective's factory may read of the experiment.
+
+    Attributes:
+      dimensions, levels: of the scale; `scale` itself, with its rubric, is for judges.
+      ratings: of all training responses, `[responses, S]` with -1 where unrated; `target_ratings` of the target ones.
+      rated: the reference's mean residuals of all training responses (`aif.directions.probes.Rated`); raises `Unfitted`
+        before there is a reference, so factories check first and call it last.
+      reference, tokenizer: the model that the stage starts from.
+      frame: the text of a frame by its name.
+      liked: whether a response is its prompt's target, `[responses]`; `prompts`: the prompt it answers.
+      steps: that the stage takes.
+    """
 
     dimensions: tuple[str, ...]
     levels: tuple[str, ...]
     ratings: np.ndarray
     target_ratings: np.ndarray
     scale: Any = None
-    rated: Callable[[], Any] | None = None
+    rated: Callable[[], Any] = unfitted
     reference: Policy | None = None
     tokenizer: Any = None
     frame: Callable[[str], str] = no_frame
+    liked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    prompts: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    steps: int = 1
 
 
 def nothing(reference: Policy, batch: Batch, key: Array) -> dict[str, Array]:
@@ -61,6 +81,17 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Training rows outside `corpus.domains` that come with every micro-batch as `batch.beside`: of these domains (of
+    all others when empty), `rows` packed rows of them (as many as of the first kind when None), with the candidates
+    that `responses` names."""
+
+    domains: tuple[str, ...] = ()
+    rows: int | None = None
+    responses: str = "target"
+
+
+@dataclass(frozen=True)
 class Objective:
     """What to minimise.
 
@@ -75,6 +106,10 @@ class Objective:
         returns may be per scored token.
       annotate: facts from the words of the responses, found on the host before `prepare` (see `aif.readers`).
       frozen_head: the loss reads the reference through the policy's own head, so the head must not be trained.
+      beside: rows of a second kind, from outside the domains that are trained on.
+      cached: whether the facts of `prepare` are kept per response; if not, it runs on every batch under the reference
+        and may return facts of any shape with a row's worth in each row, of `batch` or of `batch.beside`.
+      about: what was found when it was made (a reward's held-out accuracy, say), kept beside the stage's log.
     """
 
     loss: Callable[[Policy, Batch], Loss]
@@ -85,6 +120,9 @@ class Objective:
     rollouts: Rollouts | None = None
     annotate: Callable[..., dict[str, np.ndarray]] | None = None
     frozen_head: bool = False
+    beside: Beside | None = None
+    cached: bool = True
+    about: dict[str, Any] = field(default_factory=dict)
 
 
-__all__ = ["Context", "Objective", "Rollouts", "nothing"]
+__all__ = ["Beside", "Context", "Objective", "Rollouts", "Unfitted", "nothing"]

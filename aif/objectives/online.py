@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from aif.models.decoder import Head
 from aif.objectives.logprobs import CHUNK, same_group
@@ -45,25 +45,41 @@ def k3(policy: Policy, hidden: Array, logps: Float[Array, "B N"], batch: Batch) 
 def exact(policy: Policy, hidden: Array, logps: Float[Array, "B N"], batch: Batch) -> Float[Array, "B N"]:
     """KL(pi(. | y_<t, x) || E(. | y_<t, x)) over the whole vocabulary; the head is frozen and shared with the habit."""
     picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
-    return divergence(picked, batch.extras["reference_hidden"], policy.head, policy.head)
+    there = batch.weights > 0
+    return divergence(picked, batch.extras["reference_hidden"], policy.head, policy.head, asked=there)
 
 
 KL = {"k1": k1, "k3": k3, "exact": exact}
 
 
-def divergence(p: Float[Array, "B N D"], q: Float[Array, "B N D"], head_p: Head, head_q: Head) -> Float[Array, "B N"]:
-    """KL(softmax(head_p(p)) || softmax(head_q(q))) per position, nats; `[B, N, V]` never exists."""
+def divergence(
+    p: Float[Array, "B N D"],
+    q: Float[Array, "B N D"],
+    head_p: Head,
+    head_q: Head,
+    *,
+    asked: Bool[Array, "B N"] | None = None,
+) -> Float[Array, "B N"]:
+    """KL(softmax(head_p(p)) || softmax(head_q(q))) per position, nats; `[B, N, V]` never exists.
+
+    Chunks of positions of which none is `asked` for cost nothing and give 0.
+    """
     B, N, D = p.shape
     flat = jnp.stack([p, q]).reshape(2, B * N, D)
     size = min(CHUNK, B * N)
     chunks = jnp.pad(flat, ((0, 0), (0, -(B * N) % size), (0, 0))).reshape(2, -1, size, D).swapaxes(0, 1)
+
+    asked = jnp.ones((B, N), bool) if asked is None else asked
+    wanted = jnp.pad(asked.reshape(-1), (0, -(B * N) % size)).reshape(-1, size).any(axis=1)
 
     @jax.checkpoint
     def one(pair: Float[Array, "two C D"]) -> Float[Array, "C"]:
         log_p, log_q = (jax.nn.log_softmax(head(x)) for head, x in zip((head_p, head_q), pair, strict=True))
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
-    return jax.lax.map(one, chunks).reshape(-1)[: B * N].reshape(B, N)
+    nothing = lambda pair: jnp.zeros(size)  # noqa: E731
+    per_position = jax.lax.map(lambda x: jax.lax.cond(x[0], one, nothing, x[1]), (wanted, chunks))
+    return per_position.reshape(-1)[: B * N].reshape(B, N)
 
 
 def per_token(values: Float[Array, "B R"], batch: Batch) -> Float[Array, "B N"]:

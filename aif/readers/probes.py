@@ -39,8 +39,8 @@ def make(options: Options, context: Context) -> Reader:
     Raises:
       BadInput: there are no activations to fit on, or nothing is rated.
     """
-    if context.rated is None:
-        raise BadInput("reader probes: there is no reference model to fit on here; build it within an experiment")
+    if not (context.ratings >= 0).any():
+        raise BadInput("corpus: the reader `probes` needs rated rows and this corpus has none; rate the candidates")
     bank = fit_bank(context.rated(), context.dimensions, len(context.levels), **options.model_dump())
     return probes(bank)
 
