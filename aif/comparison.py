@@ -37,6 +37,8 @@ from aif.objectives import Objective
 from aif.objectives.dpo import reference_logprobs
 from aif.objectives.sft import sft
 from aif.plugins import plugin
+from aif.policy import Policy
+from aif.profiles import profiles_of
 from aif.runtime import write_record
 from aif.samples import steered_samples
 from aif.train import Trained, prepared
@@ -107,6 +109,8 @@ def compare(
         results = assemble(
             e, Findings(trained, measured, direction, activations, layer, samples, spent, run.unequal, run.notes)
         )
+    with run.phase("profiles"):
+        results.profiles = profiles_of(e, speakers(e, trained))
     results.seconds = run.seconds
     results.save(folder / "results.json")
     (folder / "samples.jsonl").write_text("".join(s.model_dump_json() + "\n" for s in samples))
@@ -306,6 +310,13 @@ def make_bench(run: Comparison, subjects: list[Subject]) -> Bench:
         say=run.progress.say,
         note=run.notes.append,
     )
+
+
+def speakers(e: Experiment, trained: dict[int, dict[str, Trained]]) -> dict[str, Policy]:
+    """The base model and, for the first seed, every arm, each as a policy that can answer."""
+    arms = next(iter(trained.values()))
+    base = e.base.replace(remat="none")
+    return {"base": base} | {arm: e.reference(arms[arm].trainable).replace(remat="none") for arm in e.config.arms}
 
 
 def run_report(folder: Path, results: records.Results) -> Path:

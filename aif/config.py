@@ -179,6 +179,9 @@ class SamplesSection(Section):
     prompts: int = Field(default=2, ge=0)
     tokens: PositiveInt = 48
     dose: PositiveFloat = Field(default=0.5, description="residual norms along the direction, both ways")
+    profiles: int = Field(
+        default=0, ge=0, description="held-out prompts that all arms answer, to be read into profiles"
+    )
 
 
 class Config(Section):

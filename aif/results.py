@@ -154,6 +154,18 @@ class Sample(Record):
     perplexity: float  # of the answer under the unsteered base model
 
 
+class Profile(Record):
+    """Mean levels of one arm's answers to held-out prompts, as one state reader reads them."""
+
+    arm: str  # "base" or an arm
+    reader: str
+    answers: int
+    levels: list[str]
+    dimensions: dict[str, str]  # id: name
+    mean: dict[str, float]  # dimensions the reader knows
+    pinned_low: list[str]
+
+
 class DirectionRecord(Record):
     """What a direction is made of, and how strong it is."""
 
@@ -188,6 +200,7 @@ class Results(Record):
     training: list[TrainingLog] = Field(default_factory=list)
     directions: list[DirectionRecord] = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
+    profiles: list[Profile] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)  # what a reader must know: controls, rules, limits
     seconds: dict[str, float] = Field(default_factory=dict)  # wall time of each phase
 

@@ -17,12 +17,17 @@ from aif.basins.scoring import grid_divergences
 from aif.batches import Dataset, build
 from aif.corpus import Candidate, Conversation
 from aif.corpus.pretraining import texts
+from aif.own_text import OwnText
 
 QUANTITIES = ("KL at the common norm",)
 
 
 class Options(BaseModel, extra="forbid"):
-    source: str = Field("pydoc", description="`pydoc`, or a .txt, .jsonl or .parquet file of pre-training-like text")
+    source: str = Field(
+        "pydoc",
+        description="pre-training-like text: `pydoc`, `fineweb`, hub:OWNER/NAME, a .txt, .jsonl or .parquet file, or "
+        "`samples` of the base model's own",
+    )
     texts: int = Field(32, ge=1)
     tokens: int = Field(256, ge=8, description="tokens per text")
     factors: list[float] = Field([0.25, 0.5, 0.75, 1.0, 1.5, 2.0], min_length=1)
@@ -31,8 +36,10 @@ class Options(BaseModel, extra="forbid"):
 
 def text_data(bench: Bench, options: Options) -> Dataset:
     """The texts, cut to `tokens` tokens each, one to a row."""
+    own = OwnText(bench.base, bench.tokenizer, options.texts, options.tokens)
+    source = own if options.source == own.name else options.source
     rows = []
-    for number, text in enumerate(texts(options.source, options.texts, max_chars=8 * options.tokens)):
+    for number, text in enumerate(texts(source, options.texts, max_chars=8 * options.tokens)):
         ids = bench.tokenizer.encode(text, add_special_tokens=False)[: options.tokens - 8]
         cut = bench.tokenizer.decode(ids)
         rows.append(_as_row(cut, number))

@@ -88,11 +88,11 @@ def _level(value: Any, key: str, scale: Scale | None) -> int:
     return value
 
 
-def profile(ratings: Sequence[Mapping[str, int]], scale: Scale | None = None, pinned: float = 0.9) -> Profile:
+def profile(ratings: Sequence[Mapping[str, float]], scale: Scale | None = None, pinned: float = 0.9) -> Profile:
     """The profile of answers' ratings.
 
     Args:
-      ratings: one dict per answer, dimension id to level; absent dimensions are masked.
+      ratings: one dict per answer, dimension id to level (or expected level); absent dimensions are masked.
       scale: gives the dimensions and their order; without it, every rated dimension in alphabetical order.
       pinned: share of lowest-level answers from which a dimension counts as pinned low.
     """
@@ -100,7 +100,7 @@ def profile(ratings: Sequence[Mapping[str, int]], scale: Scale | None = None, pi
     table = np.array([[r.get(d, np.nan) for d in names] for r in ratings], float).reshape(len(ratings), len(names))
     count = (~np.isnan(table)).sum(axis=0)
     mean = np.nansum(table, axis=0) / np.where(count == 0, np.nan, count)
-    low = (table == 0).sum(axis=0)
+    low = (table < 0.5).sum(axis=0)
     return Profile(
         dimensions=tuple(names),
         count={d: int(n) for d, n in zip(names, count, strict=True)},
@@ -108,6 +108,19 @@ def profile(ratings: Sequence[Mapping[str, int]], scale: Scale | None = None, pi
         covariance=_covariance(table),
         pinned_low=tuple(d for d, n, k in zip(names, count, low, strict=True) if n and k >= pinned * n),
     )
+
+
+def distance(first: Profile, second: Profile, levels: int) -> float:
+    """How far apart two profiles lie, as a share of the scale:
+
+        d = sqrt( mean over dimensions of ((m - m') / (levels - 1))^2 )
+
+    over the dimensions that both have rated; 0 for equal means, 1 for opposite ends throughout, NaN where they share
+    none.
+    """
+    shared = [d for d in first.dimensions if first.count[d] and second.count.get(d)]
+    gaps = [(first.mean[d] - second.mean[d]) / (levels - 1) for d in shared]
+    return float(np.sqrt(np.mean(np.square(gaps)))) if gaps else float("nan")
 
 
 def quadratic_kappa(a: Sequence[int], b: Sequence[int], levels: int) -> float:
@@ -148,4 +161,4 @@ def _covariance(table: np.ndarray) -> np.ndarray:
     return out
 
 
-__all__ = ["Profile", "profile", "quadratic_kappa", "read_ratings"]
+__all__ = ["Profile", "distance", "profile", "quadratic_kappa", "read_ratings"]

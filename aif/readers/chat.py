@@ -6,6 +6,7 @@ import json
 import os
 import time
 import urllib.request
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any
@@ -38,10 +39,23 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def complete(base: str, served: str, prompt: str, *, key_variable: str, timeout: float, logprobs: bool) -> Any:
+def complete(
+    base: str,
+    served: str,
+    prompt: str | Sequence[Any],
+    *,
+    key_variable: str,
+    timeout: float,
+    logprobs: bool = False,
+    max_tokens: int = MAX_TOKENS,
+    temperature: float = 0.0,
+    section: str = "judge",
+) -> Any:
     """The reply of the model `served` at `{base}/chat/completions`, parsed but unchecked.
 
     Args:
+      prompt: what the user says, or the messages of a conversation.
+      section: whose options the errors name.
       key_variable: environment variable that holds the key; nothing is sent where it is empty.
       timeout: seconds the whole call may take, give or take one read.
       logprobs: whether to ask for the alternatives to each token of the reply.
@@ -50,8 +64,9 @@ def complete(base: str, served: str, prompt: str, *, key_variable: str, timeout:
       Again: too slow, too busy, broken off, or not JSON.
       BadInput: wrong address, model or key.
     """
-    body: dict[str, Any] = {"model": served, "messages": [{"role": "user", "content": prompt}]}
-    body |= {"temperature": 0, "max_tokens": MAX_TOKENS}
+    said = [("user", prompt)] if isinstance(prompt, str) else [(m.role, m.content) for m in prompt]
+    body: dict[str, Any] = {"model": served, "messages": [{"role": role, "content": words} for role, words in said]}
+    body |= {"temperature": temperature, "max_tokens": max_tokens}
     body |= {"logprobs": True, "top_logprobs": TOP} if logprobs else {}
     headers = {"Content-Type": "application/json", "User-Agent": "aif"}
     key = secret(key_variable)
@@ -61,12 +76,12 @@ def complete(base: str, served: str, prompt: str, *, key_variable: str, timeout:
         with urllib.request.build_opener(_Stay).open(request, timeout=timeout) as response:
             return json.loads(_drain(response, timeout))
     except HTTPError as error:
-        raise _refused(error, f"{base}: HTTP {error.code}", served, key_variable) from None
+        raise _refused(error, f"{base}: HTTP {error.code}", served, key_variable, section) from None
     except OSError as error:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, TimeoutError):
             raise Again("no reply in time") from None
-        fix = "check that the server runs and that judge.endpoint is its address"
+        fix = f"check that the server runs and that {section}.endpoint is its address"
         raise Again(f"cannot be reached: {_plain(str(reason))}", fix=fix) from None
     except (ValueError, RecursionError, HTTPException):  # not HTTP, cut short, not UTF-8, not JSON, or far too large
         raise Again("malformed reply") from None
@@ -84,7 +99,7 @@ def secret(variable: str) -> str:
     return key
 
 
-def _refused(error: HTTPError, where: str, served: str, key_variable: str) -> Exception:
+def _refused(error: HTTPError, where: str, served: str, key_variable: str, section: str) -> Exception:
     """What an HTTP status means: mend it, wait, try again, or give this question up."""
     code, wait = error.code, _retry_after(error.headers.get("Retry-After"))
     try:
@@ -95,15 +110,15 @@ def _refused(error: HTTPError, where: str, served: str, key_variable: str) -> Ex
     if code in (401, 403):
         return BadInput(
             f"{where}: the key is refused ({said}); put a valid one into the environment variable {key_variable}, or "
-            "name another variable in judge.key_variable"
+            f"name another variable in {section}.key_variable"
         )
     if code in (404, 405) or code < 400:
         return BadInput(
-            f"{where}: there is no chat/completions for the model {served!r} ({said}); check judge.endpoint (it often "
-            "ends in /v1) and judge.served"
+            f"{where}: there is no chat/completions for the model {served!r} ({said}); check {section}.endpoint (it "
+            f"often ends in /v1) and {section}.served"
         )
     if code == 429:
-        return Again("HTTP 429", wait=wait, fix="lower judge.concurrency, or check the account's limits")
+        return Again("HTTP 429", wait=wait, fix=f"lower {section}.concurrency, or check the account's limits")
     return Again(f"HTTP {code}", wait=wait, repeat=code >= 500 or code in (408, 425))
 
 

@@ -18,7 +18,8 @@ from markupsafe import Markup
 from aif.errors import BadInput
 from aif.report import tables
 from aif.report.basin_map import map_panels
-from aif.report.plots import Panel, bar_panels, curve_panels, styles
+from aif.report.plots import Panel, Style, bar_panels, curve_panels, styles
+from aif.report.radar import radar_panel
 from aif.report.training import loss_panels, term_panels
 from aif.report.wording import METRICS, compared, number
 from aif.results import Results
@@ -39,17 +40,32 @@ def render(results: Results, out: Path) -> Path:
     Raises:
       BadInput: plotly is missing.
     """
-    out = Path(out)
-    plotly = plotly_source()
-    page = Environment(
+    shown = content(results)
+    return write_page(page("report.html", shown.pop("drawn"), **shown), out)
+
+
+def page(template: str, panels: list[Panel], **shown: Any) -> str:
+    """A template of this package with its panels as figures; all other text is escaped.
+
+    Raises:
+      BadInput: plotly is missing.
+    """
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters |= {"number": number, "plain": tables.plain, "pretty": pretty}
-    text = page.get_template("report.html").render(plotly=Markup(plotly), policy=POLICY, **content(results))
+    made.filters |= {"number": number, "plain": tables.plain, "pretty": pretty}
+    figures = embedded([{"data": p.data, "layout": p.layout} for p in panels]) if panels else ""
+    source = Markup(plotly_source())
+    return made.get_template(template).render(plotly=source, policy=POLICY, panels=panels, figures=figures, **shown)
+
+
+def write_page(text: str, out: Path) -> Path:
+    """Write a page, whole or not at all."""
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_suffix(".tmp")
     temporary.write_bytes(text.encode("utf-8", errors="replace"))
@@ -75,7 +91,8 @@ def content(results: Results) -> dict[str, Any]:
         "terms": term_panels(results.training, look),
         "skipped": sum(line.get("skipped", 0) > 0 for log in results.training for line in log.lines),
     }
-    panels = [p for m in metrics for p in m["panels"]]
+    radar = profile_panel(results, look)
+    panels = [p for m in metrics for p in m["panels"]] + ([radar] if radar else [])
     panels += [*training["losses"], *(p for group in training["terms"].values() for p in group)]
     numbers = count()
     ids = {id(panel): next(numbers) for panel in panels}
@@ -87,6 +104,7 @@ def content(results: Results) -> dict[str, Any]:
         "table": tables.scalar_table(results),
         "training": training if results.training else {},
         "metrics": metrics,
+        "radar": radar,
         "cosines": tables.cosine_map(results),
         "samples": tables.sample_groups(results),
         "repetitive": tables.REPETITIVE,
@@ -95,8 +113,18 @@ def content(results: Results) -> dict[str, Any]:
         "answers": tables.answer_rows(results),
         "look": look,
         "number_of": lambda panel: ids[id(panel)],
-        "figures": embedded([{"data": p.data, "layout": p.layout} for p in panels]) if panels else "",
+        "drawn": panels,
     }
+
+
+def profile_panel(results: Results, look: dict[str, Style]) -> Panel | None:
+    """The profiles of all arms in one radar plot; None without profiles."""
+    if not results.profiles:
+        return None
+    first = results.profiles[0]
+    means = {p.arm: p.mean for p in results.profiles}
+    caption = f"Mean levels of {first.answers} answers of each to held-out prompts, read by {first.reader}."
+    return radar_panel("profiles", caption, means, first.dimensions, first.levels, look)
 
 
 def metric_sections(results: Results) -> list[dict[str, Any]]:

@@ -57,6 +57,7 @@ def styles(results: Results) -> dict[str, Style]:
     measured = [*results.scalars, *results.curves]
     controls = list(dict.fromkeys(m.arm for m in measured if m.control and m.arm not in results.arms))
     others = [m.arm for m in measured] + [t.arm for t in results.training] + [s.arm for s in results.samples]
+    others += [p.arm for p in results.profiles]
     names = [n for n in dict.fromkeys([*results.arms, *others]) if n not in controls]
     out = {n: Style(PALETTE[k % len(PALETTE)], SYMBOLS[k % len(SYMBOLS)]) for k, n in enumerate(names)}
     out |= {n: Style(GREY, "circle-open", DASHES[k % len(DASHES)], True) for k, n in enumerate(controls)}
