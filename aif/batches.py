@@ -16,6 +16,7 @@ import grain
 import numpy as np
 
 from aif.corpus import Conversation
+from aif.corpus.jsonl import told
 from aif.errors import BadInput
 from aif.tokens import Encoded, encode
 from aif.types import Batch
@@ -133,6 +134,8 @@ def build(
         raise BadInput("corpus: no rows to train on; check corpus.path, corpus.split and corpus.domains")
     trees, owners, preference, ratings = [], [], [], []
     for number, row in enumerate(rows):
+        if not row.candidates:
+            raise BadInput(f"{row.where}: prompt: has no answer to train on; add one, or sample answers{told(row.id)}")
         if which != "target" and len(row.candidates) < 2:
             raise BadInput(f"{row.where}: this objective compares candidates and the row has one; add alternatives")
         if which != "target" and row.train_turns:

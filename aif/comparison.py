@@ -26,6 +26,7 @@ from aif.assembly import Findings, assemble
 from aif.basins import Bench, Measured, Subject
 from aif.cache import Cache, digest
 from aif.config import Config
+from aif.corpus.check import overlap
 from aif.directions import as_adapter, mean_difference, response_means, save_direction
 from aif.directions.activations import Activations
 from aif.directions.record import origin, purpose, read_from
@@ -131,6 +132,12 @@ def check_plan(run: Comparison) -> None:
     e, config = run.experiment, run.config
     e.check(*config.arms)
     e.data("target", config.corpus.heldout)
+    c = config.corpus
+    twice = overlap(e.rows(*c.train), e.rows(c.heldout, c.heldout_domain))["prompts"]
+    if twice:
+        run.notes.append(
+            f"{twice} held-out prompts are asked in training too; what is measured on them is not held out."
+        )
     last = e.lm.config.layers - 1
     if config.direction.layer is not None and not 0 <= config.direction.layer <= last:
         raise BadInput(f"direction.layer: {config.direction.layer} is out of range; the model has layers 0..{last}")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif.corpus import Conversation
+from aif.corpus.jsonl import told
 from aif.errors import BadInput
 
 # A special token's text inside a message is shielded while the template is rendered, then encoded as plain text.
@@ -155,7 +156,9 @@ def _turns(tokenizer: Any, row: Conversation, candidate: int) -> list[tuple[list
         prompt_text = render(tokenizer, messages[:number], answer_next=True, where=row.where)
         answer = _answer(tokenizer, messages[:number], message.content, prompt_text, row.where)
         if not prompt_text.startswith(done):
-            raise BadInput(f"{row.where}: the chat template rewrites earlier turns; use one that only appends")
+            raise BadInput(
+                f"{row.where}: the chat template rewrites earlier turns; use one that only appends{told(row.id)}"
+            )
         pieces += [(encode_text(tokenizer, prompt_text[len(done) :]), False), (answer, True)]
         whole = render(tokenizer, messages[: number + 1], answer_next=False, where=row.where)
         tail = encode_text(tokenizer, whole[len(prompt_text) :])[len(answer) :]
@@ -196,10 +199,12 @@ def tree(prompt: list[int], answers: list[list[int]]) -> Encoded:
 
 def _fit(encoded: Encoded, row: Conversation, max_length: int) -> Encoded:
     if len(encoded.targets) == 0:
-        raise BadInput(f"{row.where}: no token of this row is trained; give it an assistant answer that is not empty")
+        raise BadInput(
+            f"{row.where}: no token of this row is trained; give it an assistant answer that is not empty{told(row.id)}"
+        )
     if len(encoded.tokens) > max_length:
         raise BadInput(
             f"{row.where}: {len(encoded.tokens)} tokens do not fit into batch.length={max_length}; "
-            "raise batch.length or shorten the row"
+            f"raise batch.length or shorten the row{told(row.id)}"
         )
     return encoded

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+import jax
 import pytest
 
 from aif.basins import Bench
 from aif.basins.significance import Options, text_data
+from aif.batches import build
 from aif.corpus.pretraining import File, Hub, Pydoc, source_of, texts
 from aif.errors import BadInput
 from aif.own_text import OwnText
@@ -113,12 +115,12 @@ def test_the_models_own_text_is_seeded_and_bounded(lm, base):
         texts(own, 3, min_chars=1000)
 
 
-def test_significance_takes_the_models_own_text(lm, base, monkeypatch):
-    nothing = {"subjects": [], "target": None, "alternatives": None, "alternatives_elsewhere": None, "key": None}
-    bench = Bench(base=base, tokenizer=lm.tokenizer, rows=1, **nothing)
+def test_significance_takes_the_models_own_text(lm, base, rows, monkeypatch):
+    data = build(rows[:2], lm.tokenizer, which="target", length=256, target="discernment")
+    same = {"target": data, "alternatives": data, "alternatives_elsewhere": data}
+    bench = Bench(base=base, subjects=[], tokenizer=lm.tokenizer, rows=1, key=jax.random.key(0), **same)
     seen = []
-    monkeypatch.setattr(
-        "aif.basins.significance.texts", lambda source, n, **o: seen.append(source) or ["Some text."] * n
-    )
+    taken = lambda source, n, **options: seen.append(source) or [f"Some text {k}." for k in range(n)]  # noqa: E731
+    monkeypatch.setattr("aif.basins.significance.texts", taken)
     assert len(text_data(bench, Options(source="samples", texts=2, tokens=64)).owners) == 2
     assert isinstance(seen[0], OwnText) and seen[0].count == 2 and seen[0].tokens == 64

@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,8 @@ def check(corpus: Corpus, scale: Scale, folds: int = 10) -> dict[str, Any]:
     Returns: counts of rows by kind, split, language and domain (with its splits); answers per stance with their
     lengths in words, share of different 3-grams, mean and variance of every rated dimension and the dimensions pinned
     low; `length_spread`, the largest relative distance of a stance's mean length from the mean of all; answers that
-    share 12 words in a row; answers and prompts that occur twice; messages with control characters; and, where
+    share 12 words in a row; answers and prompts that occur twice; prompts that stand in training and in a held-out
+    split; messages with control characters; and, where
     scikit-learn is installed, how well a bag of words tells the stances of prompts it was not fitted on, in `folds`
     folds.
     """
@@ -55,13 +57,28 @@ def check(corpus: Corpus, scale: Scale, folds: int = 10) -> dict[str, Any]:
         "languages": _counts(row.language for row in corpus.rows),
         "domains": _domains(corpus),
         "stances": {s: _stance(group, scale) for s, group in groups.items()},
-        "length_spread": _number(max(abs(_length(group) / overall - 1) for group in groups.values())),
+        "length_spread": _number(max((abs(_length(g) / overall - 1) for g in groups.values()), default=math.nan)),
         "shared_12_grams": shared_ngrams(answers),
         "repeated_answers": _repeated(a.candidate.content for a in answers),
         "repeated_prompts": _repeated(row.prompt for row in corpus.rows if row.prompt),
+        "split_overlap": overlap(
+            [row for row in corpus.rows if not row.split.startswith("heldout")],
+            [row for row in corpus.rows if row.split.startswith("heldout")],
+        ),
         "control_characters": sum(_controls(text) for text in _texts(corpus)),
         "bag_of_words": bag_of_words(answers, folds),
     }
+
+
+def overlap(trained: Sequence[Conversation], heldout: Sequence[Conversation]) -> dict[str, Any]:
+    """How many held-out prompts are asked in training too, under whatever id, and the first of them by line."""
+    asked = {_asked(row): row.where for row in trained}
+    twice = [[asked[_asked(row)], row.where] for row in heldout if _asked(row) in asked]
+    return {"prompts": len(twice), "first": twice[:SHOWN]}
+
+
+def _asked(row: Conversation) -> Any:
+    return row.prompt or row.candidates[0].content
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -146,7 +163,7 @@ def _stance(answers: list[Answer], scale: Scale) -> dict[str, Any]:
 
 def _length(answers: list[Answer]) -> float:
     """Mean words of an answer."""
-    return sum(len(a.candidate.content.split()) for a in answers) / len(answers)
+    return sum(len(a.candidate.content.split()) for a in answers) / len(answers) if answers else math.nan
 
 
 def _domains(corpus: Corpus) -> dict[str, dict[str, int]]:
@@ -177,4 +194,4 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 4)
 
 
-__all__ = ["bag_of_words", "check", "shared_ngrams", "words"]
+__all__ = ["bag_of_words", "check", "overlap", "shared_ngrams", "words"]

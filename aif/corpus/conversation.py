@@ -38,7 +38,8 @@ class Conversation:
     Attributes:
       prompt: the messages before the answer; empty for `text` rows.
       split: "train", "heldout", "heldout_domain", any other name that a config asks for, or "" when none is given.
-      kind: "chat" (one answer), "preference" (several), "text" (no roles), or "scaffolding" (a frame, never a target).
+      kind: "chat" (one answer), "preference" (several), "prompt" (none: the model is to answer), "text" (no roles), or
+        "scaffolding" (a frame, never a target).
       where: "file:line" of the row.
       train_turns: whether the assistant's turns inside the prompt are trained too.
       extra: the row's other keys, untouched.

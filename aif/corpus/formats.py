@@ -6,6 +6,7 @@
 - messages: a whole conversation, every assistant turn of which is trained
 - conversations: the same in ShareGPT's words, `from` and `value`
 - text: plain text without roles
+- prompt alone, or messages without an assistant turn: something to be answered by the model; no training target
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _reader(row: dict[str, Any]) -> Callable[[dict[str, Any], Scale | None], Par
     if "text" in row:
         return _text
     if "prompt" in row:
-        raise BadInput("prompt: has no answer; add completion, candidates, or chosen and rejected")
+        return lambda row, scale: Parts(_prompt(row), (), "prompt", ("prompt",))
     keys = ", ".join(show(key) for key in list(row)[:8]) or "none"
     close = next((c for c in (nearest(key, ANSWERS) for key in row) if c), "")
     raise BadInput(f"row: its keys ({keys}) fit no format{close}; give {', '.join(ROW_FORMATS)}, or rename columns")
@@ -163,7 +164,7 @@ def _messages(row: dict[str, Any], scale: Scale | None) -> Parts:
     turns = messages(row[key], key)
     last = max((k for k, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
     if last < 0:
-        raise BadInput(f"{key}: no assistant turn, so nothing to train on; add the answer")
+        return Parts(turns, (), "prompt", (key,))
     if last == 0:
         raise BadInput(f"{key}[0]: the answer comes first; put the user's message before it")
     ratings, used = read_ratings(row, scale)

@@ -97,7 +97,7 @@ def parse(line: bytes, offset: int = 0) -> dict[str, Any]:
         row = json.loads(text, **_HOOKS)
     except json.JSONDecodeError as error:
         what = "another object on the same line" if error.msg == "Extra data" else error.msg
-        raise BadInput(f"column {error.colno}: not JSON: {what}; write one JSON object a line") from None
+        raise BadInput(f"column {error.pos + 1}: not JSON: {what}; write one JSON object a line") from None
     except RecursionError:
         raise BadInput(f"row: nested deeper than {DEPTH} levels; flatten it") from None
     if not isinstance(row, dict):

@@ -135,7 +135,7 @@ class Hub:
     def documents(self) -> Iterator[str]:
         """Raises BadInput where `datasets` is missing, the Hub cannot be reached, or there is no text column."""
         try:
-            from datasets import load_dataset
+            from datasets import load_dataset  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise BadInput(f"{self.name}: streaming needs datasets; pip install 'aif[hf]', or use {PYDOC}") from error
         try:

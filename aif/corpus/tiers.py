@@ -19,7 +19,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from aif.corpus.conversation import Candidate, Conversation
+from aif.corpus.jsonl import told
 from aif.corpus.nexus import Scale
+from aif.errors import BadInput
 
 TIERS = {"high": 2.0, "mid": 1.0, "broad": 0.5}  # and what a row of each counts in the loss
 
@@ -85,7 +87,15 @@ def _markers(found: set[str], weights: dict[str, float]) -> float | None:
 
 
 def target_of(row: Conversation, target: str) -> Candidate:
-    """The answer that is trained: the first of the target stance, or chosen, else the first."""
+    """The answer that is trained: the first of the target stance, or chosen, else the first.
+
+    Raises:
+      BadInput: the row has no answer.
+    """
+    if not row.candidates:
+        raise BadInput(
+            f"{row.where}: prompt: has no answer; add completion, candidates, or chosen and rejected{told(row.id)}"
+        )
     return next((c for c in row.candidates if c.stance in (target, "chosen")), row.candidates[0])
 
 

@@ -62,6 +62,8 @@ def own(row: Conversation) -> Row:
         return _about(row, {"text": row.candidates[0].content}, row.candidates[0])
     if row.train_turns:
         return _about(row, {"messages": _messages([*row.prompt, _said(row.candidates[0])])}, row.candidates[0])
+    if not row.candidates:
+        return _about(row, {"prompt": _messages(row.prompt)})
     entries = [
         {"content": c.content}
         | ({"stance": c.stance} if c.stance else {})

@@ -99,7 +99,7 @@ def contrasted(rows: Sequence[Conversation], target: str, contrast: str) -> list
       BadInput: no row has both.
     """
     found = []
-    for row in rows:
+    for row in (r for r in rows if r.candidates):
         chosen = target_of(row, target)
         others = [c for c in row.candidates if c is not chosen and contrast in (OTHERS, c.stance)]
         if row.prompt and chosen.stance in (target, "chosen") and others:
@@ -118,7 +118,7 @@ def answered(
 ) -> list[Conversation]:
     """The rows with the target answer (the only one, where it has no stance) and the model's own, greedy and at most
     `tokens` long; rows that the model answers with nothing are left out."""
-    asked = [row for row in rows if row.prompt]
+    asked = [row for row in rows if row.prompt and row.candidates]
     found = []
     for start in range(0, len(asked), TURNS):
         some = asked[start : start + TURNS]
