@@ -14,6 +14,7 @@ from aif.protocols.rating import beliefs, made_reader, rated
 from aif.protocols.systems import speaking
 
 READER = "probes"
+FOLDS = 5  # of the probes' cross-validation, where there are prompts enough
 
 
 def profiles_of(experiment: Experiment, policies: Mapping[str, Policy]) -> list[records.Profile]:
@@ -26,7 +27,8 @@ def profiles_of(experiment: Experiment, policies: Mapping[str, Policy]) -> list[
     rows = experiment.rows(experiment.config.corpus.heldout)[: config.profiles]
     if not rows:
         return []
-    reader = made_reader(experiment, READER, {})
+    prompts = len(experiment.rows(*experiment.config.corpus.train))
+    reader = made_reader(experiment, READER, {"folds": max(2, min(FOLDS, prompts))})
     asked = Protocol("held-out", tuple(Scenario(r.id, r.domain, (_last(r.prompt),)) for r in rows))
     out = []
     for name, policy in policies.items():

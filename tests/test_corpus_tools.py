@@ -123,6 +123,11 @@ def test_formats_that_do_not_fit(tmp_path, rows):
     for to in ("messages", "sharegpt", "completion", "columns"):
         with pytest.raises(BadInput, match=r"t.jsonl:1: prompt: .* \(id 't'\)"):
             convert(text, to, "discernment")
+    asked = written(tmp_path / "p.jsonl", [{"id": "p", "prompt": "Why?"}]).rows
+    for to in ("messages", "columns", "pair"):
+        with pytest.raises(BadInput, match=r"p.jsonl:1: prompt: has no answer; .* \(id 'p'\)"):
+            convert(asked, to, "discernment")
+    assert convert(asked, "candidates", "")[0]["prompt"] == [{"role": "user", "content": "Why?"}]
     with pytest.raises(BadInput, match="one answer makes no pair"):
         convert([replace(rows[0], candidates=(Candidate("a"),))], "pair", "discernment")
     with pytest.raises(BadInput, match="no format is called 'sharegtp', did you mean 'sharegpt'"):

@@ -14,17 +14,23 @@ import pytest
 from jax.tree_util import Partial
 
 import aif.cli
+from aif.config import check
 from aif.corpus import Candidate, Dimension, Message, Scale, profile, read
 from aif.corpus.protocol import Protocol, Scenario
 from aif.corpus.ratings import distance
 from aif.corpus.writing import own, write
 from aif.errors import BadInput
+from aif.experiment import Experiment
+from aif.profiles import profiles_of
 from aif.protocols import SILENCE, run
 from aif.protocols.profiles import compared, profiles
 from aif.protocols.rating import beliefs, rated
 from aif.protocols.systems import local, remote
 from aif.readers import Reader, Reading
+from aif.report.html import profile_panel, render
+from aif.report.plots import styles
 from aif.report.protocol import render_protocol
+from aif.results import Results
 from aif.slots import response_means
 
 SCALE = Scale("s", ("no", "some", "yes"), (Dimension("a", "alpha"), Dimension("b", "<b>eta")))
@@ -223,6 +229,30 @@ def test_what_cannot_be_compared(tmp_path):
     with pytest.raises(BadInput, match="no scenario and turn in common"):
         compared(there, elsewhere, SCALE)
     assert Candidate("x").stance == ""
+
+
+# before and after training
+
+
+def test_profiles_of_arms_reach_the_report(tmp_path):
+    config = {
+        "model": {"source": "tiny-random", "remat": "none"},
+        "corpus": {"path": "bundled:tiny"},
+        "batch": {"rows": 1, "length": 384},
+        "samples": {"profiles": 2, "tokens": 4},
+        "arms": {"sft": {"objective": {"name": "sft"}, "steps": 1}},
+    }
+    e = Experiment(check(config))
+    base, same = profiles_of(e, {"base": e.base, "sft": e.base})
+    assert base.mean == same.mean and len(base.mean) == 15 and base.answers == 2 and base.reader == "probes"
+    assert all(0 <= m <= 3 for m in base.mean.values()) and base.levels == ["low", "medium", "cusp", "high"]
+    parts = dict.fromkeys(("environment", "config", "model", "corpus", "budget"), {})
+    names = {"name": "p", "created": "", "command": "", "baseline": "sft", "arms": ["sft"]}
+    results = Results.model_validate({**names, **parts, "profiles": [base, same]})
+    panel = profile_panel(results, styles(results))
+    assert panel is not None and {t["name"] for t in panel.data} == {"base", "sft"}
+    assert "mean levels of 2 answers" in render(results, tmp_path / "r.html").read_text().lower()
+    assert panel.data[0]["r"] == [*base.mean.values(), next(iter(base.mean.values()))]
 
 
 # the verbs

@@ -111,6 +111,7 @@ def _one(make: Callable[[Conversation, Candidate], Row]) -> Callable[[Conversati
 
 def _columns(row: Conversation, target: str) -> Iterator[Row]:
     """A row per answer, for the instrument's sake: a column per dimension and no `ratings`."""
+    target_of(row, target)  # a row without an answer is refused, not lost
     for number, answer in enumerate(row.candidates):
         made = {"prompt": _plain(row), "response": answer.content, **answer.ratings}
         about = _about(row, made, answer)

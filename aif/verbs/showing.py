@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from aif.corpus import Conversation, Scale
+from aif.corpus.tiers import target_of
 
 TRAINED, READ = "black on green", "dim"
 
@@ -31,6 +32,7 @@ def masked(row: Conversation, lm: Any, target: str) -> None:
     from aif.tokens import encode, pieces
 
     console = Console(highlight=False, soft_wrap=True)
+    target_of(row, target)  # a row without an answer trains nothing
     encoded = encode(lm.tokenizer, row, choose(row, "target", target, 0), lm.config.max_position)
     found = pieces(lm.tokenizer, encoded)
     console.print(Text.assemble(*((plain(text), TRAINED if trained else READ) for text, trained in found)))
