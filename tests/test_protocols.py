@@ -246,7 +246,8 @@ def test_profiles_of_arms_reach_the_report(tmp_path):
     base, same = profiles_of(e, {"base": e.base, "sft": e.base})
     assert base.mean == same.mean and len(base.mean) == 15 and base.answers == 2 and base.reader == "probes"
     assert all(0 <= m <= 3 for m in base.mean.values()) and base.levels == ["low", "medium", "cusp", "high"]
-    parts = dict.fromkeys(("environment", "config", "model", "corpus", "budget"), {})
+    parts = dict.fromkeys(("environment", "config", "model", "corpus"), {})
+    parts["budget"] = {"match": "steps", "value": None, "arms": []}
     names = {"name": "p", "created": "", "command": "", "baseline": "sft", "arms": ["sft"]}
     results = Results.model_validate({**names, **parts, "profiles": [base, same]})
     panel = profile_panel(results, styles(results))
