@@ -65,5 +65,7 @@ def test_the_style_control_differs_from_the_discernment_corpus_in_the_target_alo
         original = whole[row.extra["of"]]
         assert (row.prompt, row.domain, row.split) == (original.prompt, original.domain, original.split)
         assert row.candidates[:3] == original.candidates[:3] and row.candidates[3].stance == "style"
+        both = (row.candidates[3], original.candidates[3])
+        assert shared_ngrams([Answer(row, c, words(c.content)) for c in both])["pairs"] == 0
     length = lambda rows, k: sum(len(r.candidates[k].content.split()) for r in rows)  # noqa: E731
     assert abs(length(controls, 3) / length([whole[r.extra["of"]] for r in controls], 3) - 1) < 0.1
