@@ -17,6 +17,7 @@ import numpy as np
 from aif.corpus import Conversation
 from aif.corpus.jsonl import told
 from aif.errors import BadInput
+from aif.models.chat_template import chat_text
 
 # A special token's text inside a message is shielded while the template is rendered, then encoded as plain text.
 SHIELD = ("\ue000", "\ue001")
@@ -57,10 +58,7 @@ def render(tokenizer: Any, messages: Sequence[Any], *, answer_next: bool, where:
     if not tokenizer.chat_template:
         raise BadInput(f"{where}: the tokenizer has no chat template; name a chat model, or use `text` rows")
     turns = [{"role": m.role, "content": _shield(tokenizer, m.content)} for m in messages]
-    try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
-    except Exception as error:  # jinja2 raises many kinds; all of them are the template's word on the row
-        raise BadInput(f"{where}: the chat template refuses this conversation: {error}; mend the roles") from error
+    return chat_text(tokenizer, turns, answer_next=answer_next, where=where)
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Any], where: str = "messages") -> list[int]:
