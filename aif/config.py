@@ -45,6 +45,7 @@ class Model(Section):
     source: str = Field(
         default="smollm2-135m", description="catalogue name, Hugging Face folder, .gguf file or owner/name"
     )
+    chat_template: str | None = Field(default=None, description="jinja file, for a model without a template of its own")
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "linear", "full"] = "linear"
 

@@ -67,7 +67,7 @@ class Experiment:
     @cached_property
     def lm(self) -> Any:
         compilation_cache()
-        return load(self.config.model.source)
+        return load(self.config.model.source, chat_template=self.config.model.chat_template)
 
     @cached_property
     def base(self) -> Policy:

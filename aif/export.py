@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,7 +40,7 @@ def export_merged(lm: LM, adapter: Adapter | None, out: Path, *, about: dict[str
     (out / "generation_config.json").write_text(json.dumps(special, indent=1) + "\n")
     (out / "README.md").write_text(_card(lm, "transformers", about or {}))
     config, again = read_folder(out)
-    return _compared(lm, adapter, replace(lm, config=config, params=again), None, out)
+    return _compared(lm, adapter, replace(lm, config=config, params=jax.tree.map(jnp.asarray, again)), None, out)
 
 
 def export_peft(lm: LM, adapter: Adapter, out: Path, *, about: dict[str, Any] | None = None) -> float:

@@ -56,7 +56,9 @@ def render(tokenizer: Any, messages: Sequence[Any], *, answer_next: bool, where:
       BadInput: the tokenizer has no template, or the template refuses the messages.
     """
     if not tokenizer.chat_template:
-        raise BadInput(f"{where}: the tokenizer has no chat template; name a chat model, or use `text` rows")
+        raise BadInput(
+            f"{where}: the tokenizer has no chat template; name one (model.chat_template), or use `text` rows"
+        )
     turns = [{"role": m.role, "content": _shield(tokenizer, m.content)} for m in messages]
     return chat_text(tokenizer, turns, answer_next=answer_next, where=where)
 

@@ -55,13 +55,14 @@ class LM:
         return logits(self.params, output.hidden, self.config.logit_cap)
 
 
-def load(source: str, *, compute_dtype: Any = jnp.float32) -> LM:
+def load(source: str, *, compute_dtype: Any = jnp.float32, chat_template: str | Path | None = None) -> LM:
     """A model by its name, path or Hub id.
 
     Args:
       source: a catalogue name (`smollm2-135m`, fetched when absent), a random size (`tiny-random`, or with a seed
         `tiny-random:7`), a Hugging Face folder, a `.gguf` file, or a Hub id `owner/name`.
       compute_dtype: type of the matrix products; parameters stay float32.
+      chat_template: file of a template that takes the place of the tokenizer's own, or of one that is missing.
 
     Raises:
       BadInput: no such model, or its files are damaged.
@@ -87,7 +88,17 @@ def load(source: str, *, compute_dtype: Any = jnp.float32) -> LM:
             tokenizer = folder_tokenizer(path, config)
         else:
             config, params, tokenizer = read_gguf(path, keep)
+    if chat_template is not None:
+        tokenizer.chat_template = _template(Path(chat_template))
     return LM(config, params, tokenizer, source, combined(marks) or fingerprint(params), compute_dtype)
+
+
+def _template(path: Path) -> str:
+    """A chat template from its file; it is rendered in a child process with limits, wherever it came from."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); give a file with a jinja template") from None
 
 
 def _locate(source: str, weights: bool = True) -> Path:
