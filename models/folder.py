@@ -101,7 +101,7 @@ def _gemma(config: DecoderConfig) -> dict[str, Any]:
     scale = config.attention_scale or config.head_dim**-0.5
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(scale**-2, 6),
+        "query_pre_attn_scalar": round(scale**-2),  # transformers wants an integer
         "attn_logit_softcapping": config.attention_cap,
         "final_logit_softcapping": config.logit_cap,
     }
