@@ -138,6 +138,8 @@ def check_plan(run: Comparison) -> None:
         run.notes.append(
             f"{twice} held-out prompts are asked in training too; what is measured on them is not held out."
         )
+    if c.domains and not any(row.domain in c.domains for row in e.rows(c.heldout)):
+        raise BadInput(f"corpus.domains: no row with split {c.heldout!r} is of {' or '.join(c.domains)}; name others")
     last = e.lm.config.layers - 1
     if config.direction.layer is not None and not 0 <= config.direction.layer <= last:
         raise BadInput(f"direction.layer: {config.direction.layer} is out of range; the model has layers 0..{last}")
@@ -280,9 +282,14 @@ def sampled(run: Comparison, direction: Direction, activations: Activations, lay
 
 
 def make_bench(run: Comparison, subjects: list[Subject]) -> Bench:
-    """Held-out data and the subjects, for the metrics."""
+    """Held-out data and the subjects, for the metrics. With `corpus.domains`, all other domains count as held out."""
     e, c = run.experiment, run.config.corpus
-    elsewhere = c.heldout_domain if e.rows(c.heldout_domain) else c.heldout
+    asked = e.rows(c.heldout)
+    inside = [k for k, row in enumerate(asked) if not c.domains or row.domain in c.domains]
+    splits = (
+        [c.heldout, c.heldout_domain] if c.domains else [c.heldout_domain if e.rows(c.heldout_domain) else c.heldout]
+    )
+    abroad = [k for k, row in enumerate(e.rows(*splits)) if row.domain not in c.domains]
     full = run.config.adapter.kind == "full"
 
     def further(subject: Subject, arm: str, steps: int) -> Any:
@@ -302,9 +309,9 @@ def make_bench(run: Comparison, subjects: list[Subject]) -> Bench:
     return Bench(
         base=e.base.replace(remat="none"),
         subjects=subjects,
-        target=e.data("target", c.heldout),
-        alternatives=e.data("all", c.heldout),
-        alternatives_elsewhere=e.data("all", elsewhere),
+        target=e.data("target", c.heldout).only(inside),
+        alternatives=e.data("all", c.heldout).only(inside),
+        alternatives_elsewhere=e.data("all", *splits).only(abroad),
         tokenizer=e.lm.tokenizer,
         rows=run.config.batch.rows,
         key=jax.random.key(run.config.seed),
@@ -312,7 +319,7 @@ def make_bench(run: Comparison, subjects: list[Subject]) -> Bench:
         stance=c.target,
         training=e.data("target", *c.train),
         shown=e.rows(*c.train),
-        asked=e.rows(c.heldout),
+        asked=[asked[k] for k in inside],
         further=further,
         say=run.progress.say,
         note=run.notes.append,

@@ -25,7 +25,7 @@ from step_time import HERE, MODEL, spawn
 ROWS, TOKENS, TEXTS, TEXT_TOKENS, ALPHA = 64, 128, 32, 256, 32.0
 
 
-def problem():
+def problem(rows: int = ROWS):
     """The bench: model, a Gaussian adapter, rows cut to TOKENS tokens."""
     import jax
 
@@ -41,8 +41,8 @@ def problem():
     fresh = lora(lm.config, rank=16, alpha=ALPHA, key=jax.random.key(0))
     ones = {name: {**part, "b": part["b"] + 1.0} for name, part in fresh.items()}
     adapter = to_norm(random_like(ones, jax.random.key(1)), 4.0)
-    rows = [_cut(lm.tokenizer, row) for row in read(bundled("discernment")).rows[:ROWS]]
-    data = build(rows, lm.tokenizer, which="target", length=TOKENS, target="discernment")
+    cut = [_cut(lm.tokenizer, row) for row in read(bundled("discernment")).rows[:rows]]
+    data = build(cut, lm.tokenizer, which="target", length=TOKENS, target="discernment")
     return Bench(
         base=aif.bind(lm),
         subjects=[Subject("solution", adapter)],
@@ -70,11 +70,11 @@ def _cut(tokenizer, row):
     raise SystemExit(f"{row.id}: its prompt alone is longer than {TOKENS} tokens")
 
 
-def written(bench, path: Path) -> None:
+def written(bench, path: Path, count: int) -> None:
     """What torch needs: token ids with the scored ones marked, texts, the adapter."""
     from aif.basins.significance import Options, text_data
 
-    texts = text_data(bench, Options(texts=TEXTS, tokens=TEXT_TOKENS))
+    texts = text_data(bench, Options(texts=count, tokens=TEXT_TOKENS))
     scored = []
     for example in bench.target.examples:
         mask = np.zeros(len(example["tokens"]), np.int32)
@@ -115,10 +115,10 @@ def ours(bench, factors: list[float], eps: list[float], noise_seeds: int, contro
     return out
 
 
-FACTORS, EPS = [0.25, 0.5, 0.75, 1.0], [0.1, 0.3, 0.6, 1.0]
+FACTORS, EPS = [1.0], [0.5]
 
 
-def one_pass(path: Path) -> dict:
+def one_pass(path: Path, rows: int, count: int) -> dict:
     """Seconds of one pass of each metric, compiled before, over FACTORS or EPS."""
     import jax
     import jax.numpy as jnp
@@ -130,9 +130,9 @@ def one_pass(path: Path) -> dict:
     from aif.basins.significance import Options, text_data
     from aif.basins.stability import perturb
 
-    bench = problem()
-    written(bench, path)
-    subject, texts = bench.subjects[0], text_data(bench, Options(texts=TEXTS, tokens=TEXT_TOKENS))
+    bench = problem(rows)
+    written(bench, path, count)
+    subject, texts = bench.subjects[0], text_data(bench, Options(texts=count, tokens=TEXT_TOKENS))
     norms = jnp.float32(FACTORS) * effective_norm(subject.adapter)
     noise = Partial(perturb, subject.adapter, jax.random.key(0))
     how = {"rows": bench.rows}
@@ -158,11 +158,13 @@ def main() -> None:
     parser.add_argument("--torch", type=Path, help="the interpreter of an environment with peers/requirements.txt")
     parser.add_argument("--folder", type=Path, default=HERE.parent / ".bench" / MODEL, help="where torch's weights go")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--texts", type=int, default=TEXTS)
     parser.add_argument("--full", action="store_true", help="ours alone, at full size, compilation included")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one_pass(args.one)))
+        print(json.dumps(one_pass(args.one, args.rows, args.texts)))
     elif args.full:
         from aif.basins import efficiency, stability
 
@@ -193,9 +195,10 @@ def beside(args: argparse.Namespace) -> None:
         numbers = lambda values: [str(v) for v in values]  # noqa: E731
         command = [str(args.torch), str(HERE / "peers" / "torch_basins.py"), "--model", str(args.folder)]
         command += ["--problem", str(path), "--eps", *numbers(EPS), "--factors", *numbers(FACTORS)]
+        sizes = ["--rows", str(args.rows), "--texts", str(args.texts)]
         pairs = []
         for _ in range(args.repeats):
-            mine = spawn([sys.executable, __file__, "--one", str(path)])
+            mine = spawn([sys.executable, __file__, "--one", str(path), *sizes])
             pairs.append((mine, spawn(command)))
             print(json.dumps(pairs[-1]), file=sys.stderr, flush=True)
     print(

@@ -60,10 +60,9 @@ def divergences(
     reference: Policy, policies: Sequence[Policy], data: Dataset, *, rows: int
 ) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, "N"]]:
     """KL(reference || policy) of the next token, full vocabulary, summed over the scored tokens of every response:
-    `[responses, policies]` in nats, and tokens `[responses]`. The reference's residuals are found once."""
+    `[responses, policies]` in nats, and tokens `[responses]`."""
     batches = stacked(data, rows)
-    hidden = _hidden(reference, batches)
-    columns = [_divergences(policy, reference, hidden, batches) for policy in policies]
+    columns = [_divergences(policy, reference, batches) for policy in policies]
     return in_order(batches.ids, np.stack(columns)), in_order(batches.ids, _tokens(batches))
 
 
@@ -72,8 +71,7 @@ def grid_divergences(
 ) -> tuple[list[Float[np.ndarray, "N P"]], Float[np.ndarray, "N"]]:
     """`divergences` of base + family(point) from the base, for each family with its points."""
     batches = stacked(data, rows)
-    hidden = _hidden(base, batches)
-    run = partial(_grid_divergences, base, hidden=hidden, batches=batches, together=together())
+    run = partial(_grid_divergences, base, batches=batches, together=together())
     found = [run(as_partial(f), p) for f, p in zip(families, points, strict=True)]
     return [in_order(batches.ids, sums) for sums in found], in_order(batches.ids, _tokens(batches))
 
@@ -122,41 +120,53 @@ def _grid_losses(base: Policy, family: Any, points: Any, batches: Batch, *, toge
     return _over(at, points, together)
 
 
-@jax.jit
-def _hidden(policy: Policy, batches: Batch) -> Array:
-    return jax.lax.map(lambda batch: policy(batch).hidden, batches)
+def _scored(policy: Policy, batch: Batch) -> Array:
+    """Residuals that predict a scored token, `[B * N, D]`."""
+    picked = jnp.take_along_axis(policy(batch).hidden, batch.index[..., None], axis=1)
+    return picked.reshape(-1, picked.shape[-1])
 
 
 @jax.jit
-def _divergences(policy: Policy, reference: Policy, hidden: Array, batches: Batch) -> Array:
-    return jax.lax.map(lambda xs: _divergence(policy, reference, *xs), (hidden, batches))
+def _divergences(policy: Policy, reference: Policy, batches: Batch) -> Array:
+    at = lambda batch: (_scored(reference, batch), _scored(policy, batch)[None])  # noqa: E731
+    return jax.lax.map(lambda batch: _kl(reference, lambda k: policy, *at(batch), batch)[0], batches)
 
 
 @partial(jax.jit, static_argnames="together")
-def _grid_divergences(
-    base: Policy, family: Any, points: Any, *, hidden: Array, batches: Batch, together: bool
-) -> Array:
-    at = lambda point: _divergences(carrying(base, family(point)), base, hidden, batches)  # noqa: E731
-    return _over(at, points, together)
+def _grid_divergences(base: Policy, family: Any, points: Any, batches: Batch, *, together: bool) -> Array:
+    """`[P, batches, B, R]`; the reference's distribution is made once for all points."""
+    policy = lambda k: carrying(base, family(jax.tree.map(lambda x: x[k], points)))  # noqa: E731
+    count = jnp.arange(len(jax.tree.leaves(points)[0]))
+
+    def one(batch: Batch) -> Array:
+        hidden = _over(lambda k: _scored(policy(k), batch), count, together)
+        return _kl(base, policy, _scored(base, batch), hidden, batch)
+
+    return jnp.moveaxis(jax.lax.map(one, batches), 0, 1)
 
 
 def _over(at: Callable[[Any], Array], points: Any, together: bool) -> Array:
     return jax.vmap(at)(points) if together else jax.lax.map(at, points)
 
 
-def _divergence(policy: Policy, reference: Policy, reference_hidden: Array, batch: Batch) -> Array:
-    hidden = policy(batch).hidden
-    pick = lambda h: jnp.take_along_axis(h, batch.index[..., None], axis=1)  # noqa: E731
-    pairs = jnp.stack([pick(reference_hidden), pick(hidden)])  # [2, B, N, D]
-    _, B, N, D = pairs.shape
-    flat = pairs.reshape(2, B * N, D)
-    short = -(B * N) % CHUNK
-    chunks = jnp.pad(flat, ((0, 0), (0, short), (0, 0))).reshape(2, -1, CHUNK, D).swapaxes(0, 1)
+def _kl(
+    reference: Policy, policy: Callable[[Any], Policy], at_rest: Array, hidden: Array, batch: Batch
+) -> Float[Array, "P B R"]:
+    """KL(reference || policy(k)) from the scored residuals `[M, D]` and `[P, M, D]`, CHUNK positions at a time."""
+    P, M, D = hidden.shape
+    short = -M % CHUNK
+    rest = jnp.pad(at_rest, ((0, short), (0, 0))).reshape(-1, CHUNK, D)
+    moved = jnp.pad(hidden, ((0, 0), (0, short), (0, 0))).reshape(P, -1, CHUNK, D).swapaxes(0, 1)
 
-    def kl(pair: Array) -> Array:
-        heads = (reference.head, policy.head)
-        log_p, log_q = (jax.nn.log_softmax(head(h), axis=-1) for head, h in zip(heads, pair, strict=True))
-        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    def chunk(pair: tuple[Array, Array]) -> Array:
+        log_p = jax.nn.log_softmax(reference.head(pair[0]), axis=-1)
+        p = jnp.exp(log_p)
 
-    per_token = jax.lax.map(kl, chunks).reshape(-1)[: B * N].reshape(B, N)
-    return response_sums(per_token, batch)
+        def divergence(k: Array) -> Array:
+            log_q = jax.nn.log_softmax(policy(k).head(pair[1][k]), axis=-1)
+            return jnp.sum(p * (log_p - log_q), axis=-1)
+
+        return jax.lax.map(divergence, jnp.arange(P))
+
+    per_token = jax.lax.map(chunk, (rest, moved)).swapaxes(0, 1).reshape(P, -1)[:, :M]
+    return jax.vmap(lambda x: response_sums(x.reshape(batch.index.shape), batch))(per_token)

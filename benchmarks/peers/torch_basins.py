@@ -32,7 +32,7 @@ def main() -> None:
     import torch
     import transformers
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_grad_enabled(False)
     held = np.load(args.problem)
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
