@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--words", type=int, default=30)
     parser.add_argument("--layer", type=int, default=14, help="where dimensions are read and directions are tried")
+    parser.add_argument("--readable-only", action="store_true", help="leave out what needs steering")
     parser.add_argument("--model", default="smollm2-135m")
     args = parser.parse_args()
     began = time.monotonic()
@@ -136,7 +137,8 @@ def main() -> None:
     layers = [args.layer, *(l for l in range(2, lm.config.layers, 6) if l != args.layer)]
     selective = readable(labels, seen, data.prompts, layers)
     geometry(labels, seen, args.layer)
-    tried(labels, selective, policy, data, seen, args.layer)
+    if not args.readable_only:
+        tried(labels, selective, policy, data, seen, args.layer)
     print(f"\n{time.monotonic() - began:.0f} s")
 
 
