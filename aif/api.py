@@ -213,18 +213,22 @@ def compare(
     quiet: bool = True,
     command: str = "aif compare",
     cache: str | Path | None = None,
+    launcher: str = "local",
 ) -> Results:
     """Train every arm for every seed, measure, and write results.json and report.html into `out`.
 
     Args:
       cache: folder of finished work that comparisons share; `aif-cache` beside `out` when left out. With `overwrite`
         nothing is read from it and what is made replaces what it holds.
+      launcher: "local" trains here; "slurm" and "ray" run a job per arm and seed (`aif.launch`).
     """
     from aif.cache import Cache
     from aif.checkpoint import run_folder
+    from aif.launch import check_launcher, launch
     from aif.log import Progress
 
     checked = load_config(config)
+    check_launcher(launcher, checked.launch)
     with (
         run_folder(Path(out), resume=resume, overwrite=overwrite) as folder,
         Progress(quiet=quiet, every=checked.log.every) as progress,
@@ -232,6 +236,7 @@ def compare(
         from aif import comparison as engine
 
         kept = Cache(Path(cache) if cache else engine.beside(folder), read=not overwrite, say=progress.say)
-        results = engine.compare(checked, folder, progress=progress, command=command, cache=kept)
+        jobs = None if launcher == "local" else lambda run: launch(run, launcher)
+        results = engine.compare(checked, folder, progress=progress, command=command, cache=kept, launch=jobs)
         engine.run_report(folder, results)
     return results

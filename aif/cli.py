@@ -55,6 +55,7 @@ def compare(
     resume: Resume = False,
     overwrite: Overwrite = False,
     cache: CacheFolder = None,
+    launcher: Annotated[str, typer.Option(help="where arms train: local, slurm or ray")] = "local",
 ) -> None:
     """Train every arm, measure the basins, and write results.json and report.html."""
     from aif.api import compare as run_comparison
@@ -62,7 +63,8 @@ def compare(
 
     checked = load(file, overrides or [])
     folder = out or Path("runs") / checked.name
-    run_comparison(checked, out=folder, resume=resume, overwrite=overwrite, quiet=False, cache=cache)
+    how = {"resume": resume, "overwrite": overwrite, "cache": cache, "launcher": launcher}
+    run_comparison(checked, out=folder, quiet=False, **how)
     print(f"results: {folder / 'results.json'}")
     print(f"report:  {folder / 'report.html'}")
 

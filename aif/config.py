@@ -185,6 +185,16 @@ class SamplesSection(Section):
     )
 
 
+class LaunchSection(Section):
+    at_once: PositiveInt = Field(default=1000, description="jobs that run side by side")
+    retries: int = Field(default=2, ge=0, description="how often a job that died is tried again")
+    cluster: Literal["slurm", "local"] = Field(default="slurm", description="where submitit runs jobs")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of submitit (timeout_min, slurm_partition, ...) or of Ray's tasks (num_gpus, ...)",
+    )
+
+
 class Config(Section):
     """A whole experiment."""
 
@@ -208,6 +218,7 @@ class Config(Section):
     measure: dict[str, dict[str, Any]] = Field(default_factory=dict, description="metric: its options")
     samples: SamplesSection = SamplesSection()
     resamples: PositiveInt = 2000
+    launch: LaunchSection = LaunchSection()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
