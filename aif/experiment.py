@@ -240,11 +240,14 @@ class Experiment:
 
     def trains_on(self, spec: Stage) -> tuple[str, str]:
         """In words, what a stage trains on: its prompts, and which answers to them it reads."""
+        prompts = f"{len(self.rows(*self.config.corpus.train))} prompts"
         try:
-            answers = ANSWERS[self.objective(spec).responses]
+            objective = self.objective(spec)
         except Unfitted:
-            answers = "what its reader or reward is fitted to ask for"
-        return f"{len(self.rows(*self.config.corpus.train))} prompts", answers
+            return prompts, "what its reader or reward is fitted to ask for"
+        if objective.beside is not None:
+            prompts += f" and {len(self.outside(objective, objective.beside.domains))} of other domains"
+        return prompts, ANSWERS[objective.responses]
 
     def examples(self, objective: Objective, tables: dict[str, np.ndarray] | None) -> Dataset | Prompts:
         """What an objective trains on: the prompts it samples answers to, or encoded candidates with `tables` of

@@ -25,11 +25,13 @@ from aif.results import Results
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny.yaml"
 TRAINED = ("start", "sft", "dpo", "efe")
 ARMS = TRAINED[1:]
+ASKED = "{id: efficient, metric: efficiency, quantity: minimum loss, arm: efe, direction: lower, minimum_effect: 0.1}"
+QUESTION = f"questions=[{ASKED}]"
 
 
 @pytest.fixture(scope="module")
 def config():
-    return load(TINY)
+    return load(TINY, [QUESTION])
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +264,7 @@ def test_an_arm_against_itself_shows_no_difference(tmp_path, monkeypatch):
 def test_a_finished_comparison_is_read_back(folder, results, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "tiny")
     before = times(copy)
-    again = aif.compare(TINY, out=copy, resume=True)
+    again = aif.compare(load(TINY, [QUESTION]), out=copy, resume=True)
     assert times(copy) == before and any(name.endswith("done.json") for name in before)
     assert numbers(again) == numbers(results) == numbers(Results.load(copy / "results.json"))
     assert again.budget == results.budget  # the seconds of training too are those of the training that was done
@@ -279,7 +281,7 @@ def test_a_comparison_that_was_cut_off_trains_what_is_left(folder, results, tmp_
         left.unlink()
     shutil.rmtree(efe / "checkpoints" / "3")
     before = times(copy)
-    again = aif.compare(TINY, out=copy, resume=True)
+    again = aif.compare(load(TINY, [QUESTION]), out=copy, resume=True)
     after = times(copy)
     assert {name for name in after if before.get(name) != after[name] and "/efe/" not in name} == set()
     assert numbers(again) == numbers(results)
@@ -300,7 +302,7 @@ def test_other_settings_do_not_go_on(change, key, folder, tmp_path):
     """But a change that decides nothing of the training does: here the seed of the bootstrap and the noise."""
     copy = shutil.copytree(folder, tmp_path / "tiny")
     before = times(copy)
-    config = load(TINY, [change])
+    config = load(TINY, [QUESTION, change])
     if key is None:
         aif.compare(config, out=copy, resume=True)
     else:
@@ -319,7 +321,7 @@ def test_a_killed_comparison_goes_on_with_the_metrics_it_has(folder, results, tm
     for left in ("results.json", "report.html", "samples.jsonl"):
         (copy / left).unlink()
     process = subprocess.Popen(
-        [sys.executable, "-m", "aif.cli", "compare", str(TINY), "--out", str(copy), "--resume"],
+        [sys.executable, "-m", "aif.cli", "compare", str(TINY), QUESTION, "--out", str(copy), "--resume"],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert process.stderr is not None
@@ -332,7 +334,7 @@ def test_a_killed_comparison_goes_on_with_the_metrics_it_has(folder, results, tm
     assert not (copy / "results.json").exists()
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "aif-cache" / "measured").iterdir()}
     assert len(made) == 2
-    again = aif.compare(TINY, out=copy, resume=True)
+    again = aif.compare(load(TINY, [QUESTION]), out=copy, resume=True)
     assert numbers(again) == numbers(results) == numbers(Results.load(copy / "results.json"))
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "aif-cache" / "measured").iterdir()}
     assert len(kept) == 4 and made.items() <= kept.items()

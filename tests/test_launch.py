@@ -39,7 +39,7 @@ def config(*changes: str):
     frail = "{objective: {name: 'mortal:mortal', times: 1}, steps: 3}"
     arms = f"arms={{sft: {{objective: {{name: sft}}, steps: 3}}, frail: {frail}}}"
     quick = ["measure={generality: {prompts: 2}}", "samples.prompts=0", "resamples=20", "checkpoint.every=1"]
-    few = ["launch={at_once: 1, retries: 1, cluster: local}", "~questions", "baseline=sft"]
+    few = ["launch={at_once: 1, retries: 1, cluster: local}", "baseline=sft"]
     return load(TINY, [arms, *quick, *few, *changes])
 
 
