@@ -29,6 +29,7 @@ from .layers import (
     capped,
     edit,
     linear,
+    linears,
     rms_norm,
     rotary_angles,
     rotate,
@@ -274,16 +275,12 @@ def _attention(
     B, T, _ = x.shape
     x = x.reshape(B * T, -1)
 
-    def heads(target: str, n: int) -> Array:
-        return linear(x, w[target], lora.get(target)).reshape(B, T, n, config.head_dim)
-
-    def turned(target: str, n: int) -> Array:
-        y = heads(target, n)
-        y = rms_norm(y, w[f"{target}_norm"], config.norm_eps) if config.qk_norm else y
-        return rotate(y, view.cos, view.sin).transpose(0, 2, 1, 3)
-
-    q, k = turned("q", config.heads), turned("k", config.kv_heads)
-    v = heads("v", config.kv_heads).transpose(0, 2, 1, 3)
+    made = linears(x, [w[target] for target in "qkv"], [lora.get(target) for target in "qkv"])
+    q, k, v = (y.reshape(B, T, -1, config.head_dim) for y in made)
+    if config.qk_norm:
+        q, k = (rms_norm(y, w[name], config.norm_eps) for y, name in ((q, "q_norm"), (k, "k_norm")))
+    q, k = (rotate(y, view.cos, view.sin) for y in (q, k))
+    q, k, v = (y.transpose(0, 2, 1, 3) for y in (q, k, v))
     if kv is not None:
         (k, v), kv = _extended(kv, at[0], at[1], (k, v))
     mixed = attention(q, k, v, view.bias, config.attention_scale, config.attention_cap)
@@ -298,8 +295,8 @@ def _feed_forward(config: DecoderConfig, x: Float[Array, "B T D"], w: dict, lora
     if config.experts:
         many = {"count": config.experts_per_token, "norm": config.norm_experts, "act": config.act}
         return mixture(x, w, lora, **many).reshape(shape)
-    gated = activation(linear(x, w["gate"], lora.get("gate")), config.act) * linear(x, w["up"], lora.get("up"))
-    return linear(gated, w["down"], lora.get("down")).reshape(shape)
+    gate, up = linears(x, [w["gate"], w["up"]], [lora.get("gate"), lora.get("up")])
+    return linear(activation(gate, config.act) * up, w["down"], lora.get("down")).reshape(shape)
 
 
 def apart(stacked: Any, layers: int) -> tuple:

@@ -6,10 +6,11 @@ Norms, rotary angles and softmax are computed in float32 whatever the compute dt
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Num
 
@@ -22,18 +23,28 @@ def rms_norm(x: Float[Array, "*shape D"], gain: Float[Array, "D"], eps: float) -
 
 
 def linear(x: Float[Array, "M I"], layer: dict[str, Array], lora: dict[str, Array] | None) -> Float[Array, "M O"]:
-    """x W (+ bias) + scale (x A) B.
+    """x W (+ bias) + scale (x A) B."""
+    return linears(x, [layer], [lora])[0]
 
-    The low-rank product keeps its brackets, so neither A B nor the dense gradient of W ever exists. `scale` is a
-    constant of the adapter: no gradient flows to it.
+
+def linears(
+    x: Float[Array, "M I"], layers: Sequence[dict[str, Array]], loras: Sequence[dict[str, Array] | None]
+) -> list[Float[Array, "M _"]]:
+    """x W_k (+ bias_k) + scale_k (x A_k) B_k for several layers k of one input.
+
+    The low-rank product keeps its brackets, so neither A B nor the dense gradient of W ever exists, and the layers' A
+    stand side by side in one product. `scale` is a constant of the adapter: no gradient flows to it.
     """
-    y = x @ layer["w"].astype(x.dtype)
-    if "b" in layer:
-        y = y + layer["b"].astype(x.dtype)
-    if lora is not None:
-        scale = jax.lax.stop_gradient(lora["scale"]).astype(x.dtype)
-        y = y + ((x @ lora["a"].astype(x.dtype)) * scale) @ lora["b"].astype(x.dtype)
-    return y
+    out = [x @ layer["w"].astype(x.dtype) for layer in layers]
+    out = [y + layer["b"].astype(x.dtype) if "b" in layer else y for y, layer in zip(out, layers, strict=True)]
+    given = [(k, lora) for k, lora in enumerate(loras) if lora is not None]
+    if given:
+        low = x @ jnp.concatenate([lora["a"] for _, lora in given], axis=1).astype(x.dtype)
+        ends = np.cumsum([lora["a"].shape[1] for _, lora in given])[:-1]
+        for (k, lora), part in zip(given, jnp.split(low, ends, axis=1), strict=True):
+            scale = jax.lax.stop_gradient(lora["scale"]).astype(x.dtype)
+            out[k] = out[k] + (part * scale) @ lora["b"].astype(x.dtype)
+    return out
 
 
 def rotary_angles(
@@ -112,20 +123,23 @@ def attention(
 ) -> Float[Array, "B H T d"]:
     """softmax(capped(scale q k^T) + bias) v, where H/G query heads share a key head (GQA).
 
-    `scale` is 1 / sqrt(d) unless given; `cap` bounds a score s to cap tanh(s / cap) (Gemma 2). Without a cache (T = S)
-    the loop over blocks of queries, unrolled at trace time, skips the keys after each block. With one, the heads that
-    share a key head are rows of one product, and no key is repeated.
+    `scale` is 1 / sqrt(d) unless given; `cap` bounds a score s to cap tanh(s / cap) (Gemma 2). The heads that share a
+    key head are rows of one product, and no key is repeated. Without a cache (T = S) the loop over blocks of queries,
+    unrolled at trace time, skips the keys after each block.
     """
-    T, S, share = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    one = partial(_attend, scale=q.shape[-1] ** -0.5 if scale is None else scale, cap=cap)
-    if T != S:
-        folded = q.reshape(q.shape[0], k.shape[1], share * T, -1)
-        return one(folded, k, v, jnp.tile(bias, (1, share, 1))).reshape(q.shape)
-    k, v = jnp.repeat(k, share, axis=1), jnp.repeat(v, share, axis=1)
-    size = max(BLOCK, -(-T // BLOCKS))
-    spans = [(start, min(start + size, T)) for start in range(0, T, size)]
-    blocks = [one(q[:, :, a:b], k[:, :, :b], v[:, :, :b], bias[:, a:b, :b]) for a, b in spans]
-    return jnp.concatenate(blocks, axis=2)
+    (B, H, T, d), (G, S) = q.shape, k.shape[1:3]
+    share, size = H // G, T if T != S else max(BLOCK, -(-T // BLOCKS))
+    scale = d**-0.5 if scale is None else scale
+    q = q.reshape(B, G, share, T, d)
+
+    def block(a: int, b: int, seen: int) -> Array:
+        rows, hidden = q[:, :, :, a:b].reshape(B, G, -1, d), jnp.tile(bias[:, a:b, :seen], (1, share, 1))
+        mixed = _attend(rows, k[:, :, :seen], v[:, :, :seen], hidden, scale=scale, cap=cap)
+        return mixed.reshape(B, G, share, b - a, d)
+
+    ends = [(start, min(start + size, T)) for start in range(0, T, size)]
+    blocks = [block(a, b, S if T != S else b) for a, b in ends]
+    return jnp.concatenate(blocks, axis=3).reshape(B, H, T, d)
 
 
 def _attend(q: Array, k: Array, v: Array, bias: Array, *, scale: float, cap: float | None) -> Array:

@@ -121,11 +121,14 @@ def _forward(hidden, head, targets, chunk, cap):
     def score(xs):
         h, t = xs
         logits = Head(head, cap)(h)
-        lse = jax.nn.logsumexp(logits, axis=1, keepdims=True)
-        logp = jnp.take_along_axis(logits, t[:, None], axis=1)[:, 0] - lse[:, 0]
-        p = _times_slope(jnp.exp(logits - lse), logits, cap).astype(h.dtype)
-        own = _times_slope(head[t].astype(h.dtype), logp[:, None] + lse, cap)
-        return logp, own - p @ head.astype(h.dtype), lse[:, 0]
+        top = jnp.max(logits, axis=1, keepdims=True)
+        tilt = jax.lax.optimization_barrier(jnp.exp(logits - top))  # taken once, for its sum and for the mean of e_v
+        mass = jnp.sum(tilt, axis=1, keepdims=True)
+        picked = jnp.take_along_axis(logits, t[:, None], axis=1)
+        lse = top + jnp.log(mass)
+        own = _times_slope(head[t].astype(h.dtype), picked, cap)
+        mean = _times_slope(tilt, logits, cap).astype(h.dtype) @ head.astype(h.dtype) / mass.astype(h.dtype)
+        return (picked - lse)[:, 0], own - mean, lse[:, 0]
 
     logps, slope, lse = jax.lax.map(score, (_chunks(hidden, size), _chunks(targets, size)))
     flat = lambda x: x.reshape(-1, *x.shape[2:])[: len(hidden)]  # noqa: E731
