@@ -26,6 +26,7 @@ from aif.directions.layers import mean_vectors, part, reader_layer
 from aif.directions.record import units
 from aif.policy import bind
 from aif.runtime import compilation_cache
+from aif.statistics import bounds, draws
 
 DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 TARGET = "discernment"
@@ -59,21 +60,35 @@ def readable(labels: dict[str, np.ndarray], seen, prompts: np.ndarray, layers: l
     return selective
 
 
-def geometry(labels: dict[str, np.ndarray], seen, layer: int) -> None:
-    """Cosines of the mean differences, and how many independent directions they amount to."""
-    unit = units(np.stack([mean_vectors(seen, positive)[layer] for positive in labels.values()]))
-    cosine = unit @ unit.T
-    sizes = np.linalg.eigvalsh(cosine[1:, 1:])
-    floor = unit.shape[1] ** -0.5
+def geometry(labels: dict[str, np.ndarray], seen, prompts: np.ndarray, layer: int, resamples: int = 500) -> None:
+    """Cosines of the mean differences, and how many independent directions the dimensions amount to."""
+    x, table = seen.means[:, layer].astype(float), np.stack(list(labels.values()), axis=1)
+    cosine = cosines(x, table, np.ones(len(x)))
+    floor = x.shape[1] ** -0.5
     print(
         f"\nCosines of mean differences at layer {layer}, in the order of the table (unrelated: +-{floor:.2f}):\n\n```"
     )
     for name, row in zip(labels, cosine, strict=True):
-        print(f"{name:27s} " + " ".join(f"{x:+.1f}" for x in row))
+        print(f"{name:27s} " + " ".join(f"{value:+.1f}" for value in row))
     print("```")
-    share = np.square(sizes.sum()) / np.square(sizes).sum()
-    first = sizes[-1] / sizes.sum()
-    print(f"\nparticipation ratio of the {len(sizes)} dimensions {share:.2f}; first eigenvalue {first:.0%} of the sum")
+    number = np.unique(prompts, return_inverse=True)[1]
+    drawn = draws(number.max() + 1, resamples, 0)[:, number]  # a weight per answer
+    low, high = bounds(np.array([participation(cosines(x, table, w)[1:, 1:]) for w in drawn]))
+    share = participation(cosine[1:, 1:])
+    print(f"\nparticipation ratio of the {len(labels) - 1} dimensions {share:.2f} [{low:.2f}, {high:.2f}]", flush=True)
+
+
+def cosines(x: np.ndarray, table: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Between the weighted mean differences of the label sets in the columns of `table`."""
+    sides = [(w[:, None] * side) / np.maximum((w[:, None] * side).sum(axis=0), 1e-9) for side in (table, ~table)]
+    unit = units((sides[0] - sides[1]).T @ x)
+    return unit @ unit.T
+
+
+def participation(cosine: np.ndarray) -> float:
+    """(sum of eigenvalues)^2 / sum of their squares: 1 for one direction, n for n orthogonal ones."""
+    sizes = np.linalg.eigvalsh(cosine)
+    return float(np.square(sizes.sum()) / np.square(sizes).sum())
 
 
 def tried(
@@ -136,7 +151,7 @@ def main() -> None:
     print(f"{len(rows)} prompts, {len(data.owners)} answers of {args.words} words")
     layers = [args.layer, *(l for l in range(2, lm.config.layers, 6) if l != args.layer)]
     selective = readable(labels, seen, data.prompts, layers)
-    geometry(labels, seen, args.layer)
+    geometry(labels, seen, data.prompts, args.layer)
     if not args.readable_only:
         tried(labels, selective, policy, data, seen, args.layer)
     print(f"\n{time.monotonic() - began:.0f} s")
