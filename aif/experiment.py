@@ -25,6 +25,7 @@ from aif.directions.probes import Rated
 from aif.directions.use import edits_from
 from aif.errors import BadInput
 from aif.log import Progress
+from aif.material import Material
 from aif.models.weights import fingerprint
 from aif.objectives import Objective, Unfitted
 from aif.plugins import plugin
