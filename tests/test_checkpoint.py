@@ -175,7 +175,7 @@ DAMAGE = {
     "no values": lambda step: shutil.rmtree(step / "state"),
     "record": lambda step: (step / "record" / "metadata").write_text("{"),
     "no record": lambda step: shutil.rmtree(step / "record"),
-    "position": lambda step: edit(step, lambda record: record["position"].update(counter=1)),
+    "position": lambda step: edit(step, lambda record: record["position"][0].update(counter=1)),
     "fingerprint": lambda step: edit(step, lambda record: record.update(fingerprint=[0])),
 }
 
