@@ -56,7 +56,7 @@ def reloaded(torch: Path, lm: LM, place: Path) -> dict[str, float]:
     found = {"effect": float(np.abs(ours - np.asarray(lm.logits(jnp.asarray(tokens)))).max())}
     for name, (script, *arguments) in runs.items():
         files = ["--tokens", place / "tokens.npy", "--out", place / "logits.npy"]
-        subprocess.run([torch, PEERS / script, *arguments, *files], check=True, capture_output=True)
+        subprocess.run([torch, PEERS / script, *arguments, *files], check=True)
         found[name] = float(np.abs(np.load(place / "logits.npy") - ours).max())
     return found
 
