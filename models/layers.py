@@ -129,12 +129,12 @@ def attention(
     """
     (B, H, T, d), (G, S) = q.shape, k.shape[1:3]
     share, size = H // G, T if T != S else max(BLOCK, -(-T // BLOCKS))
-    scale = d**-0.5 if scale is None else scale
+    factor = d**-0.5 if scale is None else scale
     q = q.reshape(B, G, share, T, d)
 
     def block(a: int, b: int, seen: int) -> Array:
         rows, hidden = q[:, :, :, a:b].reshape(B, G, -1, d), jnp.tile(bias[:, a:b, :seen], (1, share, 1))
-        mixed = _attend(rows, k[:, :, :seen], v[:, :, :seen], hidden, scale=scale, cap=cap)
+        mixed = _attend(rows, k[:, :, :seen], v[:, :, :seen], hidden, scale=factor, cap=cap)
         return mixed.reshape(B, G, share, b - a, d)
 
     ends = [(start, min(start + size, T)) for start in range(0, T, size)]

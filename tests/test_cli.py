@@ -243,7 +243,7 @@ def test_a_comparison_that_cannot_be(changes, line, call, tmp_path):
 
 BAD_ROWS = {
     "not JSON": (b'{"prompt": ', ":9: "),
-    "no answer": (b'{"id": "x", "prompt": "Why?"}', ":9: "),
+    "no words": (b'{"id": "x", "prompt": "Why?", "completion": " "}', ":9: "),
     "not UTF-8": (b'{"prompt": "caf\xe9"}', ":9: "),
 }
 

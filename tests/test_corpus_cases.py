@@ -235,7 +235,8 @@ def test_d15_roles_that_the_template_refuses(tmp_path):
     )
     row = one_row(tmp_path, ("user", "a"), ("system", "b"), ("user", "d"), ("assistant", "c"))
     message = refusal(encode, templated(strict), row, [0], 256)
-    assert message.startswith(f"{row.where}: the chat template refuses this conversation: system goes first")
+    assert message.startswith(f"{row.where}: the chat template refuses this conversation: ")
+    assert "system goes first; mend the roles" in message
 
 
 def test_d19_a_prompt_longer_than_the_limit_is_refused_never_cut(tmp_path):
@@ -312,7 +313,7 @@ def test_d26_data_that_changed_before_a_resume_is_refused(tmp_path):
     run_on(file, tmp_path / "run")
     text = file.read_text()
     file.write_text(text.replace("Taste it at two", "Taste it at six"))
-    assert "made with another data" in refusal(run_on, file, tmp_path / "run")
+    assert "made with another corpus" in refusal(run_on, file, tmp_path / "run")
     file.write_text(text)
     assert run_on(file, tmp_path / "run").tokens > 0
 

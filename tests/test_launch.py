@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def here(tmp_path, monkeypatch) -> Path:
     (tmp_path / "mortal.py").write_text(MORTAL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mortal", raising=False)  # another test's module, with another count of deaths
     return tmp_path
 
 

@@ -78,5 +78,5 @@ def test_a_decoder_learns_pymdps_distribution(tmaze, world, name):
 
 
 def test_a_decoder_learns_it_from_samples_of_its_own(tmaze, world):
-    found = tmaze.run(quick(world.options, online=200), ["efe, online"])["efe, online"]
+    found = tmaze.run(quick(world.options, online=300), ["efe, online"])["efe, online"]
     assert found["variation"] <= 0.06 and found["mass"] > 0.98 and found["visits the cue"] > 0.85
