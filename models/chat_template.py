@@ -13,7 +13,6 @@ import select
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +69,15 @@ class Renderer:
         return self._child
 
     def _answer(self, child: subprocess.Popen[bytes]) -> bytes:
-        """One line of the child, empty when it died or kept silent."""
+        """One line of the child, empty when it died or kept silent.
+
+        Silence is counted in waits of a second, not by the clock: a run that was stopped and goes on has not waited.
+        """
         assert child.stdout is not None
-        until, parts = time.monotonic() + WAIT, []
-        while time.monotonic() < until:
+        silent, parts = 0, []
+        while silent < WAIT:
             if not select.select([child.stdout], [], [], 1.0)[0]:
+                silent += 1
                 continue
             part = child.stdout.read1(1 << 20)  # pyright: ignore[reportAttributeAccessIssue]
             parts.append(part)

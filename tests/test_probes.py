@@ -87,8 +87,8 @@ def test_the_order_of_rows_does_not_matter():
     data = rated()
     fold = folds_of(data.prompts, 4, seed=0)
     order = np.random.default_rng(2).permutation(len(fold))
-    p = held_out(data.means[:, 1], data.levels, fold, 3.0, LEVELS)
-    q = held_out(data.means[order, 1], data.levels[order], fold[order], 3.0, LEVELS)
+    p = held_out(data.means[:, 1], data.levels, fold, [3.0], LEVELS)[0]
+    q = held_out(data.means[order, 1], data.levels[order], fold[order], [3.0], LEVELS)[0]
     np.testing.assert_allclose(p[order], q, atol=1e-3)
 
 
