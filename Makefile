@@ -43,9 +43,10 @@ $(TORCH)/.done: benchmarks/peers/requirements.txt
 parity: $(VENV)/.dev $(TORCH)/.done ## logits and losses against torch, transformers and TRL, made afresh
 	$(BIN)/python benchmarks/parity.py --torch $(TORCH)/bin/python
 
-bench: $(VENV)/.dev $(TORCH)/.done ## step time and decoding beside torch, peft, TRL and transformers
+bench: $(VENV)/.dev $(TORCH)/.done ## step time and decoding beside torch, peft, TRL, Tunix and transformers
 	$(BIN)/python benchmarks/step_time.py --torch $(TORCH)/bin/python
 	$(BIN)/python benchmarks/decode.py --torch $(TORCH)/bin/python
+	$(BIN)/python benchmarks/beside.py --trl $(TORCH)
 
 clean: ## remove the environments, not the runs
 	rm -rf $(VENV) $(TORCH)

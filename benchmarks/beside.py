@@ -5,11 +5,15 @@
 SmolLM2-135M-Instruct, float32, a LoRA of rank 16 on every linear layer, AdamW. Every step takes the same rows of the
 bundled corpus, whole: four answers for SFT, two pairs for DPO, and for GRPO one prompt with four samples of `--tokens`
 tokens each, none of which may end early, whose reward is the number of distinct words. A step of GRPO is sampling, the
-reference's log-probabilities and one update. The tokens that a tool counted and its first loss are in the table, so that
-it shows whether the work was the same.
+reference's log-probabilities and one update. The table has the tokens that a tool counted and its first loss, to show
+whether the work was the same.
+
+What is not the same: aif reads a prompt once for its pair or its samples, the others once for each answer; aif and TRL
+ask DPO's reference beforehand, Tunix at every step, from a second copy of the weights; each draws its own A; Tunix
+clips no gradients; TRL's SFT logs entropies and accuracies too.
 
 Each measurement is a process of its own and they take turns; a tool's time is the median over its processes of their
-medians after a step that warms up. TRL and Tunix live in environments of their own, which are made where they are not.
+medians after the steps that compile. TRL and Tunix live in environments of their own, made where they are not.
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ def source(work: str, policy, tokenizer, new_tokens: int):
     which, count, length = WORK[work]
     rows = corpus_rows(count)
     if work == "grpo":
-        words = lambda answers: {"words": np.float32([len({*a.content.split()}) for a in answers])}  # noqa: E731
+        words = lambda answers: {"words": np.array([len({*a.content.split()}) for a in answers], "f4")}  # noqa: E731
         reward = Reward(jax.tree_util.Partial(lambda taps, batch: batch.extras["words"]), annotate=words)
         objective = grpo(reward, Options(samples=SAMPLES, new_tokens=new_tokens))
         prompts = replace(prompts_of(rows, tokenizer), stop=policy.config.vocab)  # no token ends a sample

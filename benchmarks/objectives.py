@@ -1,4 +1,4 @@
-"""Objectives side by side: the arms of a config timed in turns, their memory, and the tokens each needs to a target loss.
+"""Objectives side by side: the arms of a config timed in turns, their memory, and the tokens to a target loss.
 
     python benchmarks/objectives.py configs/study.yaml [key=value ...] [--only time,target] [--rounds 3] [--json FILE]
 

@@ -3,9 +3,9 @@
     python trl_train.py --objective dpo --model smollm2-135m --data rows.jsonl --steps 3
 
 Each row of the data is {"prompt": text, "chosen": text, "rejected": text}, the prompt already in the chat template.
-Every step takes all rows: `sft` trains on the chosen answers, `dpo` on the pairs, with the reference's log-probabilities
-computed beforehand, and `grpo` samples four answers of exactly `--tokens` tokens to the only prompt, rewards distinct
-words and makes one update.
+Every step takes all rows: `sft` trains on the chosen answers, `dpo` on the pairs, with the reference asked beforehand,
+and `grpo` samples four answers of exactly `--tokens` tokens to the only prompt, rewards distinct words and makes one
+update.
 
 Prints one JSON line; the first step warms up and is not timed. Tokens are those of a step that are not padding.
 """

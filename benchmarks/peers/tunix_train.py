@@ -7,7 +7,7 @@ Data and work are those of trl_train.py, except that Tunix's DPO holds a second 
 and asks it at every step. Rows are padded to the longest of the file. Tunix's Llama ignores the model's rope_theta and
 is told it here.
 
-Prints one JSON line; the first step, which compiles, is not timed. Tokens are those of a step that are not padding.
+Prints one JSON line; the first two steps, which compile, are not timed. Tokens are those of a step, padding left out.
 """
 
 import argparse
@@ -168,21 +168,21 @@ def main() -> None:
     parser.add_argument("--objective", choices=("sft", "dpo", "grpo"), required=True)
     parser.add_argument("--model", required=True, help="a Hugging Face folder (make_hf_folder.py)")
     parser.add_argument("--data", required=True, help="JSONL of prompt, chosen, rejected")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that compiles")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after two that compile")
     parser.add_argument("--tokens", type=int, default=64, help="of a sample")
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     with open(args.data, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     ids = {k: [tokenizer.encode(r[k]) for r in rows] for k in ("prompt", "chosen", "rejected")}
-    model, watch, steps = load(args.model), Watch(), args.steps + 2  # from one start to the next, the first not timed
+    model, watch, steps = load(args.model), Watch(), args.steps + 3  # timed from the third start on, to the next start
     if args.objective == "sft":
         tokens = sft(model, ids, steps, watch)
     elif args.objective == "dpo":
         tokens = dpo(model, ids, steps, watch, args.model)
     else:
         tokens = grpo(model, ids, steps, watch, tokenizer, [r["prompt"] for r in rows], args.tokens)
-    seconds = [b - a for a, b in zip(watch.stamps, watch.stamps[1:], strict=False)][1:]
+    seconds = [b - a for a, b in zip(watch.stamps, watch.stamps[1:], strict=False)][2:]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     versions = {name: version(name) for name in ("jax", "google-tunix", "qwix")}
     found = {"seconds": seconds, "losses": watch.losses, "tokens": tokens}
