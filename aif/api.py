@@ -95,19 +95,38 @@ def _fit(config: Config, objective: Objective | None, arm: str, folder: Path | N
 
 
 def load_adapter(path: str | Path, lm: LM) -> Adapter:
-    """The adapter that a stage left in `trained.safetensors`.
+    """The adapter of a stage's `trained.safetensors`, of a stage's or run's folder, or of a PEFT folder.
 
     Raises:
-      BadInput: unreadable, not an adapter, or trained on other weights than this model's.
+      BadInput: unreadable, not an adapter, trained on other weights than this model's, or a folder of several arms.
     """
     from aif.adapter import check as check_adapter
     from aif.checkpoint import load_arrays
+    from aif.export import read_peft
 
-    tree, about = load_arrays(Path(path))
+    if (Path(path) / "adapter_config.json").is_file():
+        return read_peft(Path(path), lm.config)
+    file = _trained(Path(path))
+    tree, about = load_arrays(file)
     made_on = about.get("meant", {}).get("weights")
     if made_on not in (None, lm.fingerprint):
-        raise BadInput(f"{path}: trained on other weights ({made_on}) than this model's ({lm.fingerprint})")
-    return check_adapter(tree, lm.config, str(path))
+        raise BadInput(f"{file}: trained on other weights ({made_on}) than this model's ({lm.fingerprint})")
+    return check_adapter(tree, lm.config, str(file))
+
+
+def _trained(path: Path) -> Path:
+    """`trained.safetensors` itself, or the one of a stage's folder, or that of a run's only arm."""
+    if not path.is_dir():
+        return path
+    if (path / "trained.safetensors").exists():
+        return path / "trained.safetensors"
+    found = sorted(path.glob("stages/seed-*/*/trained.safetensors"))
+    arms = [file for file in found if file.parent.name != "start"] or found
+    if len(arms) != 1:
+        names = ", ".join(str(file.parent.relative_to(path)) for file in arms[:8])
+        said = f"holds several trained stages ({names}); name one" if arms else "holds no trained.safetensors"
+        raise BadInput(f"{path}: {said}, as in {path}/stages/seed-0/ARM")
+    return arms[0]
 
 
 def generate(

@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from aif.errors import BadInput
-from aif.verbs import answers, config, corpus, direction, export, models, protocol
+from aif.verbs import answers, config, corpus, direction, evaluate, export, models, protocol
 from aif.verbs.parameters import CacheFolder, ConfigFile, Out, Overrides, Overwrite, Resume
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ for group in (models, corpus, protocol, config, direction, export):
     app.add_typer(group.app, name=group.NAME)
 for verb in (answers.generate, answers.chat):
     app.command()(verb)
+app.command("eval")(evaluate.evaluate)
 
 
 @app.command()

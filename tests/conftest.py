@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -119,3 +120,34 @@ def rows():
     from aif.corpus import bundled, read
 
     return read(bundled("tiny")).rows
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """`aif ...` in this process: its exit status and what it wrote to stdout and stderr."""
+    import aif.cli
+
+    def run(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["aif", *map(str, words)])
+        capsys.readouterr()
+        try:
+            aif.cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(call):
+    """That `aif ...` ends with status 2 and this one line, and prints nothing else."""
+
+    def check(*words, line: str):
+        status, out, err = call(*words)
+        assert (status, out) == (2, ""), err
+        assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
+        assert line in err and "Traceback" not in err
+
+    return check

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import yaml
 
-import aif.cli
 from aif.checkpoint import load_arrays, save_arrays
 from aif.corpus import bundled
 from aif.models.hub import load
@@ -28,36 +27,6 @@ FEW = ("--model", "tiny-random", "--tokens", "3")
 def wide(monkeypatch):
     """Help and usage are laid out for the terminal at hand."""
     monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """`aif ...` in this process: its exit status and what it wrote to stdout and stderr."""
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["aif", *map(str, words)])
-        capsys.readouterr()
-        try:
-            aif.cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def refused(call):
-    """That `aif ...` ends with status 2 and this one line, and prints nothing else."""
-
-    def check(*words, line: str):
-        status, out, err = call(*words)
-        assert (status, out) == (2, ""), err
-        assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
-        assert line in err and "Traceback" not in err
-
-    return check
 
 
 # What works
@@ -396,3 +365,14 @@ def test_the_module_is_the_command():
     words = [sys.executable, "-m", "aif.cli", "config", "check", "nowhere.yaml"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": ""})
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: nowhere.yaml: ")
+
+
+def test_an_adapter_is_found_in_the_folder_of_its_run_and_stage(trained, call, refused, tmp_path):
+    stage = trained[0] / "stages" / "seed-0" / "sft"
+    said = [call("generate", "Hello", *FEW, "--adapter", path) for path in (trained[0], stage)]
+    assert said[0] == said[1] and said[0][0] == 0, said
+    refused("generate", "Hello", *FEW, "--adapter", tmp_path, line="holds no trained.safetensors")
+    for arm in ("a", "b"):
+        (tmp_path / "stages" / "seed-0" / arm).mkdir(parents=True)
+        (tmp_path / "stages" / "seed-0" / arm / "trained.safetensors").write_bytes(b"")
+    refused("generate", "Hello", *FEW, "--adapter", tmp_path, line="several trained stages (stages/seed-0/a, ")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from aif.batches import Dataset, once
 from aif.models.decoder import Head
@@ -32,11 +32,31 @@ def token_logprobs(policy: Policy, batch: Batch, *, chunk: int = CHUNK) -> Float
 
 def score_hidden(hidden: Float[Array, "B T D"], head: Head, batch: Batch, *, chunk: int = CHUNK) -> Float[Array, "B N"]:
     """`token_logprobs` from hidden states that are at hand already."""
-    picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
-    B, N, D = picked.shape
-    flat, targets = picked.reshape(B * N, D), batch.targets.reshape(B * N)
+    flat, targets = _asked(hidden, batch)
     logps: Array = gathered_logprobs(flat, head.weight, targets, chunk, head.cap)
-    return logps.reshape(B, N)
+    return logps.reshape(batch.targets.shape)
+
+
+def _asked(hidden: Float[Array, "B T D"], batch: Batch) -> tuple[Float[Array, "M D"], Int[Array, "M"]]:
+    """The hidden states that predict scored tokens, and those tokens, as flat lists."""
+    picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
+    return picked.reshape(-1, hidden.shape[-1]), batch.targets.reshape(-1)
+
+
+def judged_tokens(
+    policy: Policy, batch: Batch, *, chunk: int = CHUNK
+) -> tuple[Float[Array, "B N"], Bool[Array, "B N"]]:
+    """`token_logprobs`, and whether each scored token is the likeliest where it stands; without a gradient."""
+    hidden, targets = _asked(policy(batch).hidden, batch)
+
+    def judge(xs: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = policy.head(xs[0])
+        return _pick(logits, xs[1]), jnp.argmax(logits, axis=1) == xs[1]
+
+    size = min(chunk, len(hidden))
+    judged = jax.lax.map(judge, (_chunks(hidden, size), _chunks(targets, size)))
+    logps, likeliest = (x.reshape(-1)[: len(hidden)].reshape(batch.targets.shape) for x in judged)
+    return logps, likeliest
 
 
 def response_sums(values: Float[Array, "B N"], batch: Batch) -> Float[Array, "B R"]:

@@ -11,7 +11,10 @@ import typer
 from aif.errors import BadInput
 
 Model = Annotated[str, typer.Option(help="model to answer")]
-AdapterFile = Annotated[Optional[Path], typer.Option("--adapter", help="trained.safetensors of a stage")]  # noqa: UP045
+AdapterFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--adapter", help="trained.safetensors, or the folder of a run, stage or PEFT adapter"),
+]
 Steer = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(help="FILE:DOSE[@LAYER], dose in residual norms; repeat it, or separate several by commas"),
@@ -45,7 +48,7 @@ def generate(
     from aif.api import generate as answer
 
     how = _checked(tokens, temperature, top_k, top_p, min_p)
-    lm, values = _loaded(model, adapter, steer, clamp, ablate, scope)
+    lm, values = loaded(model, adapter, steer, clamp, ablate, scope)
     print(answer(lm, prompt, **values, **how, seed=seed)[0])
 
 
@@ -72,7 +75,7 @@ def chat(
     from aif.steering import beside_plain
 
     how = _checked(tokens, temperature, top_k, top_p, min_p)
-    lm, values = _loaded(model, adapter, steer, clamp, ablate, scope)
+    lm, values = loaded(model, adapter, steer, clamp, ablate, scope)
     names = ["plain"]
     if values["edits"] is not None:
         values["edits"] = beside_plain(values["edits"])
@@ -97,7 +100,7 @@ def _checked(tokens: int, temperature: float, top_k: int, top_p: float, min_p: f
     return {"new_tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
 
 
-def _loaded(
+def loaded(
     model: str,
     adapter: Path | None,
     steer: list[str] | None,

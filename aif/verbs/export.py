@@ -10,7 +10,7 @@ import typer
 NAME = "export"
 app = typer.Typer(no_args_is_help=True, help="Export: a trained model or adapter for other engines.")
 
-Trained = Annotated[Path, typer.Argument(help="trained.safetensors of a stage")]
+Trained = Annotated[Path, typer.Argument(help="trained.safetensors, or the folder of a run or stage")]
 Out = Annotated[Path, typer.Option("--out", help="new folder")]
 Model = Annotated[str, typer.Option(help="model that it was trained on")]
 
@@ -18,7 +18,10 @@ Model = Annotated[str, typer.Option(help="model that it was trained on")]
 @app.command("merged")
 def merged(
     out: Out,
-    trained: Annotated[Optional[Path], typer.Argument(help="trained.safetensors; the base model when left out")] = None,  # noqa: UP045
+    trained: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="trained.safetensors, or the folder of a run or stage; the base model when left out"),
+    ] = None,
     model: Model = "smollm2-135m",
 ) -> None:
     """Write a Hugging Face folder with the adapter merged into the weights, and read it again."""
