@@ -12,7 +12,7 @@ import numpy as np
 from aif.batches import Dataset, build, evenly
 from aif.config import Config
 from aif.corpus import Conversation, load_scale, located, read
-from aif.corpus.tiers import Tiers, sampling_weights
+from aif.corpus.tiers import Tiers, sampling_weights, scores, tiers
 from aif.errors import BadInput
 from aif.models.hub import load
 from aif.objectives import Context, Objective
@@ -128,6 +128,12 @@ class Material:
         rule = None if c.tiers is None else Tiers(**c.tiers.model_dump())
         return None if rule is None else sampling_weights(rows, self.scale, rule, c.target)
 
+    def tiers(self, rows: list[Conversation]) -> np.ndarray:
+        """The tier of every row, by the rule of the config or, without one, by its defaults."""
+        c = self.config.corpus
+        rule = Tiers() if c.tiers is None else Tiers(**c.tiers.model_dump())
+        return np.array(tiers([s.score for s in scores(rows, self.scale, rule, c.target)], rule))
+
     @cached_property
     def context(self) -> Context:
         """What objectives' factories read."""
@@ -138,4 +144,5 @@ class Material:
         liked = np.array([c.stance in (self.config.corpus.target, "chosen") for c in candidates], bool)
         prompts = np.array([n for n, row in enumerate(rows) for _ in row.candidates])
         about = {"scale": self.scale, "liked": liked, "prompts": prompts}
+        about["tiers"] = lambda: self.tiers(rows)[prompts]
         return Context(dimensions, tuple(self.scale.levels), table, table[liked], **about)

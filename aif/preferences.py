@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
+from pydantic import BaseModel, Field
 
 from aif.errors import BadInput
 
@@ -20,6 +21,29 @@ def empirical(levels_seen: np.ndarray, levels: int, smoothing: float = 1.0) -> F
     """ln P(o_d | C) from the ratings `[responses, S]` of preferred responses, with `smoothing` counts per level."""
     counts = np.stack([(levels_seen == o).sum(axis=0) for o in range(levels)], axis=-1) + smoothing
     return jnp.log(jnp.array(counts / counts.sum(axis=-1, keepdims=True), jnp.float32))
+
+
+class TierPreference(BaseModel, extra="forbid"):
+    """Preferences from the ratings of a tier."""
+
+    tier: Literal["high", "mid", "broad"] = Field(
+        description="the rating frequencies of target responses to training prompts of this tier, by `corpus.tiers`"
+    )
+
+
+def tiered(wanted: TierPreference, context: Context, smoothing: float = 1.0) -> Float[Array, "S O"]:
+    """ln P(o_d | C) from the target responses whose row is in the tier.
+
+    Raises:
+      BadInput: no target response of the tier is rated.
+    """
+    there = context.ratings[context.liked & (context.tiers() == wanted.tier)]
+    if not (there >= 0).any():
+        raise BadInput(
+            f"preferences.tier: no target response of the {wanted.tier} tier is rated; move the borders of "
+            "corpus.tiers, or rate the responses"
+        )
+    return empirical(there, len(context.levels), smoothing)
 
 
 def normalise(C: Float[Array, "S O"]) -> Float[Array, "S O"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 from scipy.special import digamma
 
 from aif import testing
+from aif.api import load_config
+from aif.corpus.tiers import Tiers, scores, target_of, tiers
 from aif.errors import BadInput
+from aif.experiment import Experiment
 from aif.objectives import Context, Objective
 from aif.objectives import efe as efe_file
 from aif.objectives.dpo import dpo, pairs, preference
@@ -230,6 +235,34 @@ def test_preferences_from_a_config():
             efe_file.make(efe_file.Options(preferences=wrong), context([[0, 1]]))
     with pytest.raises(BadInput, match="this corpus has none"):
         efe_file.make(efe_file.Options(), context([[-1, -1]]))
+
+
+def test_preferences_from_a_tier():
+    """Three prompts with a target and another answer each; the first two are in the high tier: levels 0, 1 and 1, 1."""
+    levels = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [0, 0], [1, 1]])
+    about = {"liked": np.array([True, False] * 3), "prompts": np.array([0, 0, 1, 1, 2, 2])}
+    seen = Context(("warmth", "wit"), ("low", "high"), levels, levels[::2], **about)
+    sorted_rows = replace(seen, tiers=lambda: np.array(["high", "high", "broad"])[seen.prompts])
+    options = efe_file.Options(preferences={"tier": "high"})
+    C = np.asarray(efe_file.make(options, sorted_rows).prepare.keywords["evaluate"].keywords["C"])
+    np.testing.assert_allclose(np.exp(C), [[1 / 2, 1 / 2], [1 / 4, 3 / 4]], rtol=1e-6)
+    with pytest.raises(BadInput, match="of the mid tier is rated"):
+        efe_file.make(efe_file.Options(preferences={"tier": "mid"}), sorted_rows)
+    with pytest.raises(BadInput, match="no rows to sort into tiers"):
+        efe_file.make(options, seen)
+
+
+def test_a_config_takes_preferences_from_a_tier():
+    """The rows that `aif corpus score` calls high, and no others."""
+    experiment = Experiment(load_config("configs/tiny.yaml", ["arms.efe.objective.preferences.tier=high"]))
+    rows = experiment.rows("train", "")
+    scale, rule = experiment.scale, Tiers()
+    found = tiers([s.score for s in scores(rows, scale, rule, "discernment")], rule)
+    assert 0 < found.count("high") < len(found)
+    told = [target_of(r, "discernment").ratings for r, t in zip(rows, found, strict=True) if t == "high"]
+    levels = np.array([[r.get(d.id, -1) for d in scale.dimensions] for r in told])
+    made = experiment.objective(experiment.config.arms["efe"])
+    np.testing.assert_allclose(made.prepare.keywords["evaluate"].keywords["C"], empirical(levels, len(scale.levels)))
 
 
 # The contract

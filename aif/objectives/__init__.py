@@ -27,6 +27,11 @@ def no_frame(name: str) -> str:
     raise BadInput(f"preferences.frame: there is no frame {name!r} here; run from a config, or pass C")
 
 
+def no_tiers() -> np.ndarray:
+    """The `tiers` of a context without a corpus."""
+    raise BadInput("preferences.tier: there are no rows to sort into tiers here; run from a config, or pass C")
+
+
 class Unfitted(BadInput):
     """There are no activations of a reference model yet; what can be checked without them has been."""
 
@@ -47,7 +52,8 @@ class Context:
         before there is a reference, so factories check first and call it last.
       reference, tokenizer: the model that the stage starts from.
       frame: the text of a frame by its name.
-      liked: whether a response is its prompt's target, `[responses]`; `prompts`: the prompt it answers.
+      liked: whether a response is its prompt's target, `[responses]`; `prompts`: the prompt it answers; `tiers`: the
+        tier of that prompt's row.
       steps: that the stage takes.
     """
 
@@ -62,6 +68,7 @@ class Context:
     frame: Callable[[str], str] = no_frame
     liked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     prompts: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    tiers: Callable[[], np.ndarray] = no_tiers
     steps: int = 1
 
 

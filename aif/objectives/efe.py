@@ -13,14 +13,14 @@ own gradient. The two together are unbiased on the first update of a rollout, wh
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Float
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from aif import preferences
 from aif.errors import BadInput
@@ -66,7 +66,19 @@ def policy_divergence(
     return jnp.sum(weight * target * jnp.where(target > 0, log_target - log_model, 0.0))
 
 
-Preferences = Literal["target"] | FieldPreference | dict[str, list[float]]
+def _kind(wanted: Any) -> str:
+    """Which form of preferences this is, so that an error speaks of that form alone."""
+    keys = wanted if isinstance(wanted, dict) else getattr(wanted, "model_fields_set", ())
+    return "text" if isinstance(wanted, str) else next((k for k in ("frame", "tier") if k in keys), "dimensions")
+
+
+Preferences = Annotated[
+    Annotated[Literal["target"], Tag("text")]
+    | Annotated[FieldPreference, Tag("frame")]
+    | Annotated[preferences.TierPreference, Tag("tier")]
+    | Annotated[dict[str, list[float]], Tag("dimensions")],
+    Discriminator(_kind),
+]
 
 
 class Online(BaseModel, extra="forbid", allow_inf_nan=False, strict=True):
@@ -93,9 +105,9 @@ class Options(BaseModel, extra="forbid", allow_inf_nan=False):
     reader: Named = Field(default=Named(name="ratings"), description="state reader, with its options")
     preferences: Preferences = Field(
         default="target",
-        description="log-preferences: `target` takes the rating frequencies of target responses; or dimension: "
-        "[a number per level], with `default` for the dimensions left out; or `frame: NAME`, a text that the reference "
-        "has in its context",
+        description="log-preferences: `target` takes the rating frequencies of target responses, `tier: high` those "
+        "of a tier; or dimension: [a number per level], with `default` for the dimensions left out; or `frame: NAME`, "
+        "a text that the reference has in its context",
     )
     smoothing: float = Field(default=1.0, gt=0, description="counts added per level to the rating frequencies")
     online: Online | None = Field(default=None, description="sample from the policy; over the candidates when left out")
@@ -178,6 +190,8 @@ def evaluation_of(reader: Named, wanted: Preferences, smoothing: float, context:
     module, checked = plugin("readers", reader.name, reader.options, "reader")
     if isinstance(wanted, dict):
         C = preferences.configured(wanted, context)
+    elif isinstance(wanted, preferences.TierPreference):
+        C = preferences.tiered(wanted, context, smoothing)
     else:
         C = preferences.empirical(context.target_ratings, len(context.levels), smoothing)
     evaluation = by_reader(module.make(checked, context), C)
