@@ -37,6 +37,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    accept_new_data: bool = False,
     quiet: bool = True,
 ) -> Solution:
     """Train one arm: the config's shared stage, then the arm's own, or `objective` in its place.
@@ -45,6 +46,7 @@ def fit(
       objective: a value to minimise instead of the arm's objective; it gets the same step, log and checkpoints.
       arm: which arm of the config; the first when left out.
       out: run folder; without one nothing is written.
+      accept_new_data: resume although the corpus has changed, from its beginning.
 
     Returns:
       The solution: its adapter, and where it came from.
@@ -63,10 +65,12 @@ def fit(
         raise BadInput(f"arm: no arm is called {arm!r}; arms are {', '.join(checked.arms)}")
     folder = run_folder(Path(out), resume=resume, overwrite=overwrite) if out is not None else nullcontext(None)
     with folder as where, Progress(quiet=quiet, every=checked.log.every) as progress:
-        return _fit(checked, objective, arm, where, progress)
+        return _fit(checked, objective, arm, where, progress, accept_new_data)
 
 
-def _fit(config: Config, objective: Objective | None, arm: str, folder: Path | None, progress: Any) -> Solution:
+def _fit(
+    config: Config, objective: Objective | None, arm: str, folder: Path | None, progress: Any, new_data: bool
+) -> Solution:
     from aif.experiment import Experiment
     from aif.runtime import write_record
     from aif.types import Solution
@@ -82,7 +86,7 @@ def _fit(config: Config, objective: Objective | None, arm: str, folder: Path | N
     for name, spec, mine in (("start", config.start, None), (arm, config.arms[arm], objective)):
         if spec is not None:
             options = {"seed": seed, "name": name, "folder": place(name), "progress": progress, "objective": mine}
-            done = experiment.train(spec, trainable, **options)
+            done = experiment.train(spec, trainable, new_data=new_data, **options)
             trainable, lines = done.trainable, done.lines
     provenance = {
         "model": config.model.source,

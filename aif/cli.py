@@ -37,6 +37,9 @@ def run(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    accept_new_data: Annotated[
+        bool, typer.Option("--accept-new-data", help="resume although the corpus changed, from its beginning")
+    ] = False,
 ) -> None:
     """Train one arm of a config: the shared stage, then the arm's own."""
     from aif.api import fit
@@ -44,7 +47,8 @@ def run(
 
     checked = load(file, overrides or [])
     folder = out or Path("runs") / checked.name
-    fit(checked, arm=arm, out=folder, resume=resume, overwrite=overwrite, quiet=False)
+    how = {"resume": resume, "overwrite": overwrite, "accept_new_data": accept_new_data}
+    fit(checked, arm=arm, out=folder, quiet=False, **how)
     print(f"run: {folder}")
 
 

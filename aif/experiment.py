@@ -204,9 +204,10 @@ class Experiment(Material):
         objective: Objective | None = None,
         tables: dict[str, np.ndarray] | None = None,
         origin: Any = None,
+        new_data: bool = False,
     ) -> Trained:
         """One stage from `trainable`; its reference model is the policy it starts from, or that of `origin`. With a
-        folder, a stage that another run has finished is read back."""
+        folder, a stage that another run has finished is read back; `new_data` as in `aif.train.stage`."""
         reference = self.reference(trainable if origin is None else origin)
         objective = objective or self.objective(spec, reference)
         if objective.about:
@@ -217,8 +218,9 @@ class Experiment(Material):
         identity["reference"] = None if origin is None else digest(origin)
         identity["steer"] = None if steered.edits is None else [spec.steer_scope, fingerprint(steered.edits._asdict())]
         meant = meaning(objective, data, settings, identity)
-        if folder is not None:
-            self.cache.fetch(meant, folder)
+        kept = None if new_data else folder  # what two corpora made is no result of the second
+        if kept is not None:
+            self.cache.fetch(meant, kept)
         done = folder is not None and (folder / "done.json").exists()
         if isinstance(data, Dataset) and objective.cached and not done:
             progress.say(f"{name}: preparing {len(data.owners)} responses")
@@ -235,9 +237,10 @@ class Experiment(Material):
             name=name,
             identity=identity,
             distance=lambda policy: self.distance(reference, policy),
+            new_data=new_data,
         )
-        if folder is not None:
-            self.cache.publish(meant, folder)
+        if kept is not None:
+            self.cache.publish(meant, kept)
         return trained
 
     def distance(self, reference: Policy, policy: Policy) -> float:

@@ -35,6 +35,7 @@ from aif.sources import Offline, Online, prepare, tokens_of
 from aif.types import Batch, Loss, Mean, State, as_partial
 
 MAX_SKIPPED = 5  # consecutive non-finite steps after which a run stops
+DATA = ("data", "corpus")  # what of a stage's meaning the user may change and go on
 
 
 def start_state(trainable: Any, key: Array) -> State:
@@ -180,6 +181,7 @@ def stage(
     name: str = "train",
     identity: dict[str, Any] | None = None,
     distance: Callable[[Policy], float] | None = None,
+    new_data: bool = False,
 ) -> Trained:
     """Train one stage; with a folder, log and checkpoint there and continue whatever it holds.
 
@@ -189,6 +191,7 @@ def stage(
       reference: the habit of an objective whose facts are not prepared beforehand; the base policy when left out.
       identity: what else a checkpoint must agree with to be continued (weights, reference).
       distance: KL of a policy from the reference, for a budget of KL.
+      new_data: continue a checkpoint that was made with other data, from the beginning of this data.
 
     Raises:
       BadInput: the folder's checkpoint belongs to other settings or data; training diverged.
@@ -198,16 +201,17 @@ def stage(
     progress = progress or Progress(quiet=True)
     meant = meaning(objective, data, settings, identity)
     if folder is not None and (folder / "done.json").exists():
-        return _finished(folder, meant)
+        return _finished(folder, meant, new_data)
     state = start_state(trainable, jax.random.key(settings.seed))
     checkpoints, position = None, None
     if folder is not None:
         checkpoints = Checkpoints(folder / "checkpoints", every=settings.checkpoint_every, keep=settings.keep)
-        found = checkpoints.restore(state, progress.say, lambda record: _same(record["meant"], meant, folder))
+        found = checkpoints.restore(state, progress.say, lambda record: _same(record["meant"], meant, folder, new_data))
         if found is not None:
             state, record = found
-            position = record["position"]
-            progress.say(f"{name}: continuing at step {int(state.step)}")
+            same = all(record["meant"].get(k) == meant.get(k) for k in DATA)  # otherwise they have been accepted
+            position = record["position"] if same else None
+            progress.say(f"{name}: continuing at step {int(state.step)}{'' if position else ', with new data'}")
     metrics = None
     if folder is not None:
         metrics = Metrics(folder, tensorboard=settings.tensorboard, resumed_at=int(state.step))
@@ -317,14 +321,15 @@ class _Loop:
         self.progress.step(step, f"loss {line['loss']:.4f}  {seen['tokens'] / seconds:.0f} tokens/s")
 
 
-def _same(found: dict[str, Any], meant: dict[str, Any], folder: Path) -> None:
-    """Refuse to continue a checkpoint of other settings, data or weights."""
-    different = [k for k in meant if found.get(k) != _plain(meant[k])]
+def _same(found: dict[str, Any], meant: dict[str, Any], folder: Path, new_data: bool) -> None:
+    """Refuse to continue a checkpoint of other settings, weights or, unless they are accepted, data."""
+    different = [k for k in meant if found.get(k) != _plain(meant[k]) and not (new_data and k in DATA)]
     if different:
         k = different[0]
+        mend = "restore it, continue with --accept-new-data" if k in DATA else "restore the setting"
         raise BadInput(
             f"{folder}: its checkpoint was made with another {k} ({found.get(k)} there, {meant[k]} here); "
-            "restore the setting, or start over with --overwrite"
+            f"{mend}, or start over with --overwrite"
         )
 
 
@@ -332,10 +337,10 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _finished(folder: Path, meant: dict[str, Any]) -> Trained:
+def _finished(folder: Path, meant: dict[str, Any], new_data: bool) -> Trained:
     """The result of a stage that ended earlier."""
     trainable, metadata = load_arrays(folder / "trained.safetensors")
-    _same(metadata["meant"], meant, folder)
+    _same(metadata["meant"], meant, folder, new_data)
     return _trained(trainable, read_metrics(folder / "metrics.jsonl"))
 
 

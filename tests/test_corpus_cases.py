@@ -292,7 +292,7 @@ def test_d29_a_tokenizer_with_more_tokens_than_embeddings_is_refused(tmp_path, l
 # a run ----------------------------------------------------------------------------------------------------------------
 
 
-def run_on(file, folder, steps=1):
+def run_on(file, folder, steps=1, new_data=False):
     config = check_config(
         {
             "model": {"source": "tiny-random", "remat": "none"},
@@ -300,12 +300,14 @@ def run_on(file, folder, steps=1):
             "batch": {"rows": 1, "length": 384},
             "adapter": {"rank": 1},
             "log": {"tensorboard": False},
+            "checkpoint": {"every": 1},
             "arms": {"a": {"objective": {"name": "sft"}, "steps": steps}},
         }
     )
     e = Experiment(config)
     with Progress(quiet=True) as progress:
-        return e.train(config.arms["a"], e.fresh(0), seed=0, name="a", folder=folder, progress=progress)
+        how = {"seed": 0, "name": "a", "folder": folder, "progress": progress, "new_data": new_data}
+        return e.train(config.arms["a"], e.fresh(0), **how)
 
 
 def test_d26_data_that_changed_before_a_resume_is_refused(tmp_path):
@@ -316,6 +318,20 @@ def test_d26_data_that_changed_before_a_resume_is_refused(tmp_path):
     assert "made with another corpus" in refusal(run_on, file, tmp_path / "run")
     file.write_text(text)
     assert run_on(file, tmp_path / "run").tokens > 0
+
+
+def test_d26_changed_data_can_be_accepted(tmp_path):
+    """A stage that was cut after one step of two goes on from there, at the first example of the changed file."""
+    file, run = shutil.copy(bundled("tiny"), tmp_path / "c.jsonl"), tmp_path / "run"
+    first = run_on(file, run, steps=2).lines
+    for gone in (run / "done.json", run / "trained.safetensors"):
+        gone.unlink()
+    shutil.rmtree(run / "checkpoints" / "2")
+    file.write_text(file.read_text().replace("Taste it at two", "Taste it at six"))
+    assert "--accept-new-data" in refusal(run_on, file, run, steps=2)
+    lines = run_on(file, run, steps=2, new_data=True).lines
+    assert lines[0] == first[0] and [line["step"] for line in lines] == [1, 2]
+    assert lines[1]["tokens"] == first[0]["tokens"]  # the first batch again
 
 
 def test_d24_fewer_rows_than_a_batch_are_repeated_to_fill_it(tmp_path, rows, lm):
