@@ -85,7 +85,13 @@ def _fit(
     lines = []
     for name, spec, mine in (("start", config.start, None), (arm, config.arms[arm], objective)):
         if spec is not None:
-            options = {"seed": seed, "name": name, "folder": place(name), "progress": progress, "objective": mine}
+            options: dict[str, Any] = {
+                "seed": seed,
+                "name": name,
+                "folder": place(name),
+                "progress": progress,
+                "objective": mine,
+            }
             done = experiment.train(spec, trainable, new_data=new_data, **options)
             trainable, lines = done.trainable, done.lines
     provenance = {
