@@ -1,19 +1,21 @@
-"""A model as a Hugging Face folder: config.json, model.safetensors and the tokenizer's files."""
+"""A model as a Hugging Face folder: config.json, weights as safetensors and the tokenizer's files."""
 
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aif.types import BadInput, Params
 
-from .decoder import DecoderConfig
+from .decoder import DecoderConfig, shapes
 from .names import hf_names
 from .weights import tensors_of
 
+MAX_SHARD = "5GB"
 _CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -27,20 +29,31 @@ _CLASSES = {
 }
 
 
-def write_folder(folder: Path, config: DecoderConfig, params: Params, tokenizer: Any) -> None:
-    """Write float32 weights that transformers loads.
+def write_folder(
+    folder: Path, config: DecoderConfig, params: Params, tokenizer: Any, *, max_shard: int | str = MAX_SHARD
+) -> None:
+    """Write float32 weights that transformers loads: one file, or shards with their index, one in memory at a time.
+
+    Args:
+      max_shard: bytes of a shard at most, as a number or as in "5GB"; a tensor that is larger has one of its own.
 
     Raises:
-      BadInput: the folder is not empty, or the family has no place in this writer.
+      BadInput: the folder is not empty, the family has no place in this writer, or the size is none.
     """
     if config.family not in _CLASSES:
         raise BadInput(f"{folder}: models of family {config.family} cannot be written; there are {', '.join(_CLASSES)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: is not an empty folder; name a new one")
-    folder.mkdir(parents=True, exist_ok=True)
     from safetensors.numpy import save_file
 
-    save_file(_tensors(config, params), folder / "model.safetensors", metadata={"format": "pt"})
+    places = _places(config)
+    split = _split(config, places, max_shard)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: _tensor(places[name], params) for name in names}, folder / file, metadata={"format": "pt"})
+    if len(split.filename_to_tensors) > 1:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
     tokenizer.save_pretrained(folder)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
     (folder / "config.json").write_text(json.dumps(hf_config(config) | special, indent=1))
@@ -114,16 +127,52 @@ def _experts(config: DecoderConfig) -> dict[str, Any]:
     return own | {"moe_intermediate_size": config.ff, "norm_topk_prob": config.norm_experts, "decoder_sparse_step": 1}
 
 
-def _tensors(config: DecoderConfig, params: Params) -> dict[str, np.ndarray]:
-    """Hugging Face name -> array, one tensor a layer; a leaf named "w" is `[out, in]` there."""
-    parts: dict[str, dict[int, np.ndarray]] = {}  # name -> first row -> rows
+class _Part(NamedTuple):
+    """Rows of a stored tensor: `leaf[at]` of our parameters, plus `shift`."""
+
+    path: tuple[str, ...]
+    at: tuple[int, ...]
+    shift: float
+
+
+def _places(config: DecoderConfig) -> dict[str, list[_Part]]:
+    """Hugging Face name -> the parts that it is made of, from its first row on."""
+    found: dict[str, dict[int, _Part]] = {}
     for path, place in hf_names(config).items():
-        leaf: Any = params
-        for key in path:
-            leaf = leaf[key]
-        leaf = np.asarray(leaf, np.float32)
-        for at, name in tensors_of(path, leaf.shape, place):
-            value = leaf[at].T if path[-1] == "w" else leaf[at]
-            value = value - np.float32(place.shift) if place.shift else value
-            parts.setdefault(name, {})[place.rows[0] if place.rows else 0] = value
-    return {name: np.ascontiguousarray(np.concatenate([x for _, x in sorted(p.items())])) for name, p in parts.items()}
+        for at, name in tensors_of(path, _leaf(shapes(config), path), place):
+            found.setdefault(name, {})[place.rows[0] if place.rows else 0] = _Part(path, at, -place.shift)
+    return {name: [part for _, part in sorted(parts.items())] for name, parts in found.items()}
+
+
+def _split(config: DecoderConfig, places: dict[str, list[_Part]], max_shard: int | str) -> Any:
+    """Which tensors go into which file."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+    from huggingface_hub.serialization._base import parse_size_to_int
+
+    size = lambda parts: 4 * sum(prod(_leaf(shapes(config), part.path)[len(part.at) :]) for part in parts)  # noqa: E731
+    pattern = "model{suffix}.safetensors"
+    try:
+        most = parse_size_to_int(max_shard) if isinstance(max_shard, str) else max_shard
+        if most < 1:
+            raise ValueError
+    except ValueError:
+        raise BadInput(f"max shard {max_shard!r}: is no size; write one as in 5GB or 500MB") from None
+    return split_state_dict_into_shards_factory(
+        places, get_storage_size=size, filename_pattern=pattern, max_shard_size=most
+    )
+
+
+def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _tensor(parts: list[_Part], params: Params) -> np.ndarray:
+    """A stored tensor; a leaf named "w" is `[out, in]` there."""
+    rows = []
+    for part in parts:
+        value = np.asarray(_leaf(params, part.path)[part.at], np.float32)
+        value = value.T if part.path[-1] == "w" else value
+        rows.append(value + np.float32(part.shift) if part.shift else value)
+    return np.ascontiguousarray(np.concatenate(rows) if len(rows) > 1 else rows[0])

@@ -23,6 +23,7 @@ def merged(
         typer.Argument(help="trained.safetensors, or the folder of a run or stage; the base model when left out"),
     ] = None,
     model: Model = "smollm2-135m",
+    max_shard: Annotated[str, typer.Option(help="size of a weight file at most; more is written in shards")] = "5GB",
 ) -> None:
     """Write a Hugging Face folder with the adapter merged into the weights, and read it again."""
     from aif.api import load_adapter
@@ -31,7 +32,8 @@ def merged(
 
     lm = load(model)
     adapter = load_adapter(trained, lm) if trained is not None else None
-    worst = export_merged(lm, adapter, out, about={"trained values": str(trained)} if trained else None)
+    about = {"trained values": str(trained)} if trained else None
+    worst = export_merged(lm, adapter, out, about=about, max_shard=max_shard)
     print(f"model: {out} (logits read again differ by at most {worst:.1e})")
 
 
