@@ -22,6 +22,7 @@ import numpy as np
 
 from aif.checkpoint import fingerprint, load_arrays, save_arrays
 from aif.errors import BadInput
+from aif.sharding import host
 
 STAGE = ("trained.safetensors", "metrics.jsonl", "done.json")  # the last one marks a stage as whole
 
@@ -36,7 +37,7 @@ def digest(tree: Any) -> str:
     """Hash of the names, shapes, types and bits of a tree of arrays."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        values = np.ascontiguousarray(leaf)
+        values = np.ascontiguousarray(host(leaf))
         found.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape};".encode())
         found.update(values.tobytes())
     return found.hexdigest()[:24]

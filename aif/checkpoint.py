@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ import numpy as np
 from jax import Array
 
 from aif.errors import BadInput
+from aif.sharding import host, spread
 from aif.types import State
 
 
@@ -30,11 +32,28 @@ def fingerprint(tree: Any) -> list[int]:
     """Per leaf, the wrap-around uint32 sum of its bits weighted by position: any flipped bit changes it."""
     out = []
     for leaf in jax.tree.leaves(tree):
+        if spread(leaf):
+            out.append(int(_fingerprint(leaf)))
+            continue
         bits = np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8)
         words = np.frombuffer(bits.tobytes() + b"\0" * (-bits.size % 4), np.uint32)
         weights = np.arange(1, words.size + 1, dtype=np.uint32) * np.uint32(2654435761) | np.uint32(1)
         out.append(int((words * weights).sum(dtype=np.uint32)))
     return out
+
+
+@jax.jit
+def _fingerprint(x: Array) -> Array:
+    """`fingerprint` of an array whose parts lie on several devices, of 4 bytes a number: sums of integers wrap around
+    alike in any order."""
+    words = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    steps = [math.prod(x.shape[axis + 1 :]) % (1 << 32) for axis in range(x.ndim)]
+    place = sum(
+        (jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(step) for axis, step in enumerate(steps)),
+        jnp.zeros(x.shape, jnp.uint32),
+    )
+    weights = (place + np.uint32(1)) * np.uint32(2654435761) | np.uint32(1)
+    return jnp.sum(words * weights, dtype=jnp.uint32)
 
 
 class Checkpoints:
@@ -112,8 +131,9 @@ class Checkpoints:
                 continue
             for damaged in steps[:number]:
                 self.manager.delete(damaged)
-            fresh = jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)  # bound to no device, as at the start
-            return _with_key(fresh), record
+            if not spread(plain["step"]):  # bound to no device, as at the start
+                state = jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)
+            return _with_key(state), record
         if steps:
             raise BadInput(f"{self.manager.directory}: every checkpoint is damaged; start over with --overwrite")
         return None
@@ -145,7 +165,7 @@ def save_arrays(path: Path, tree: dict[str, Any], metadata: dict[str, Any]) -> N
     from safetensors.numpy import save_file
 
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    flat = {"/".join(k.key for k in keys): np.asarray(x, order="C") for keys, x in leaves}  # a view saves wrongly
+    flat = {"/".join(k.key for k in keys): np.asarray(host(x), order="C") for keys, x in leaves}  # a view saves wrongly
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     save_file(flat, temporary, metadata={"aif": json.dumps(metadata)})
     os.replace(temporary, path)

@@ -100,6 +100,14 @@ class BatchSection(Section):
     accumulate: PositiveInt = Field(default=1, description="micro-batches per step")
 
 
+class MeshSection(Section):
+    """How many devices an axis of `aif.sharding` has; all 1 for one device."""
+
+    data: PositiveInt = Field(default=1, description="copies of the model that see different rows")
+    fsdp: PositiveInt = Field(default=1, description="devices that see different rows and share the weights")
+    tensor: PositiveInt = Field(default=1, description="devices among which every matrix product is split")
+
+
 class AdapterSection(Section):
     kind: Literal["lora", "vector", "full"] = "lora"
     rank: PositiveInt = 16
@@ -204,6 +212,7 @@ class Config(Section):
     model: Model = Model()
     corpus: CorpusSection = CorpusSection()
     batch: BatchSection = BatchSection()
+    mesh: MeshSection = MeshSection()
     adapter: AdapterSection = AdapterSection()
     optimizer: OptimizerSection = OptimizerSection()
     start: Stage | None = Field(default=None, description="stage that every arm shares")
@@ -227,6 +236,11 @@ class Config(Section):
         wrong = [name for name in self.arms if name == "start" or not re.fullmatch(NAME, name)]
         if wrong:
             raise ValueError(f"arms.{wrong[0]}: not a name for an arm; use letters, digits, . _ -, and not `start`")
+        if self.batch.rows % (parts := self.mesh.data * self.mesh.fsdp):
+            raise ValueError(
+                f"batch.rows: {self.batch.rows} cannot be shared evenly by mesh.data x mesh.fsdp = {parts} devices; "
+                f"take a multiple of {parts}"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed is given twice; give each once")
         for name, stage in {**({"start": self.start} if self.start else {}), **self.arms}.items():

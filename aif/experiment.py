@@ -31,6 +31,7 @@ from aif.objectives import Objective, Unfitted
 from aif.plugins import plugin
 from aif.policy import Policy
 from aif.rollouts import Prompts, prompts_of
+from aif.sharding import place, shared
 from aif.sources import annotated
 from aif.steering import parse_scope, reach
 from aif.train import Optimizer, Settings, Trained, check_head, meaning, prepared, stage
@@ -105,7 +106,7 @@ class Experiment(Material):
         Raises:
           BadInput: an objective, the rows it trains on or the adapter is not right.
         """
-        _ = self.scale, self.corpus, self.lm, self.fresh(0)
+        _ = self.scale, self.corpus, self.mesh, self.lm, self.fresh(0)
         for name, spec in (("start", self.config.start), *((f"arms.{arm}", self.config.arms[arm]) for arm in arms)):
             if spec is not None:
                 self.steered(spec, name)
@@ -117,6 +118,7 @@ class Experiment(Material):
             except Unfitted:  # it has checked what can be checked before the shared stage is trained
                 continue
             check_head(objective, self.config.adapter.kind == "full")
+            check_rows(objective, shared(self.mesh))
             if objective.rollouts is None:
                 self.encoded(objective)
 
@@ -147,10 +149,13 @@ class Experiment(Material):
         a = self.config.adapter
         if a.kind == "full":
             return self.base.params
-        if a.kind == "vector":
-            return adapters.steering_vector(self.lm.config, layers=a.layers)
         key = jax.random.fold_in(jax.random.key(seed), 1)
-        return adapters.lora(self.lm.config, rank=a.rank, alpha=a.alpha, targets=a.targets, layers=a.layers, key=key)
+        if a.kind == "vector":
+            made = adapters.steering_vector(self.lm.config, layers=a.layers)
+        else:
+            how = {"rank": a.rank, "alpha": a.alpha, "targets": a.targets, "layers": a.layers}
+            made = adapters.lora(self.lm.config, **how, key=key)
+        return place(made, self.mesh)
 
     def reference(self, trainable: Any) -> Policy:
         """The policy that carries these values: the habit of a stage that starts from them."""
@@ -263,6 +268,16 @@ class Experiment(Material):
             "source": hashlib.sha256(source.read_bytes()).hexdigest()[:24] if source else None,
             "matched_on": self.config.budget.prompts if self.config.budget.match == "kl" else None,
         }
+
+
+def check_rows(objective: Objective, parts: int) -> None:
+    """Refuse rows of a second kind that devices cannot share evenly."""
+    rows = objective.beside.rows if objective.beside is not None else None
+    if rows is not None and rows % parts:
+        raise BadInput(
+            f"objective {objective.name}: rows: {rows} cannot be shared evenly by mesh.data x mesh.fsdp = {parts} "
+            f"devices; take a multiple of {parts}"
+        )
 
 
 def _select(tables: dict[str, np.ndarray], data: Dataset) -> dict[str, np.ndarray]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from aif.batches import Dataset, build, evenly
 from aif.config import Config
@@ -18,6 +19,7 @@ from aif.models.hub import load
 from aif.objectives import Context, Objective
 from aif.policy import Policy, bind
 from aif.runtime import compilation_cache
+from aif.sharding import make_mesh, place_leaf
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,19 @@ class Material:
     @cached_property
     def lm(self) -> Any:
         compilation_cache()
-        return load(self.config.model.source, chat_template=self.config.model.chat_template)
+        put = None if self.mesh is None else partial(place_leaf, self.mesh)
+        return load(self.config.model.source, chat_template=self.config.model.chat_template, put=put)
+
+    @cached_property
+    def mesh(self) -> Mesh | None:
+        """The devices that the config asks for; None for one."""
+        return make_mesh(**self.config.mesh.model_dump())
 
     @cached_property
     def base(self) -> Policy:
         """The pre-trained model, without adapter."""
         m = self.config.model
-        return bind(self.lm, remat=m.remat, compute_dtype=jnp.dtype(m.compute_dtype))
+        return bind(self.lm, remat=m.remat, compute_dtype=jnp.dtype(m.compute_dtype), mesh=self.mesh)
 
     def rows(self, *splits: str) -> list[Conversation]:
         """Rows of the corpus in these splits, scaffolding left out; training rows obey `domains` and `limit`,

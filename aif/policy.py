@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from aif.models.decoder import DecoderConfig, Head, forward, head
+from aif.sharding import by_rows, shared, vocabulary
 from aif.steering import within
 from aif.types import Adapter, Batch, Edits, Output, Params, Reach, Tap
 
@@ -22,7 +25,7 @@ class Policy:
 
     A pytree, so that it can be an argument of a jitted function: changing its values compiles nothing again. The
     reference model is the same policy with `adapter=None`; no weight is ever held twice. The edits act on the tokens
-    that `reach` names (`aif.steering.reach`), or on all.
+    that `reach` names (`aif.steering.reach`), or on all. On a `mesh`, rows are shared among its devices.
     """
 
     params: Params
@@ -32,15 +35,17 @@ class Policy:
     config: DecoderConfig = field(metadata=STATIC, kw_only=True)
     remat: str = field(default="none", metadata=STATIC, kw_only=True)
     compute_dtype: Any = field(default=jnp.float32, metadata=STATIC, kw_only=True)
+    mesh: Mesh | None = field(default=None, metadata=STATIC, kw_only=True)
 
     def __call__(self, batch: Batch, *, tap: Tap | None = None) -> Output:
         """The forward pass over packed rows."""
+        batch = by_rows(batch._replace(beside=None), self.mesh)
         edits = self.edits
         if edits is not None and self.reach is not None:
             edits = within(edits, batch, self.reach)
         return forward(
             self.config,
-            self.params,
+            self.gathered.params,
             batch.tokens,
             positions=batch.positions,
             segments=batch.segments,
@@ -50,12 +55,18 @@ class Policy:
             tap=tap,
             remat=self.remat,
             compute_dtype=self.compute_dtype,
+            keep=None if self.mesh is None else partial(by_rows, mesh=self.mesh),
         )
+
+    @property
+    def gathered(self) -> Policy:
+        """The same policy, on a mesh with what is read many times in a program gathered once."""
+        return self if self.mesh is None else self.replace(params=vocabulary(self.params, self.mesh))
 
     @property
     def head(self) -> Head:
         """The vocabulary head: a call turns hidden states into logits; `weight` is `[V, D]`."""
-        return Head(head(self.params), self.config.logit_cap)
+        return Head(head(self.gathered.params), self.config.logit_cap, shared(self.mesh))
 
     def replace(self, **values: Any) -> Policy:
         """The same policy with other values."""

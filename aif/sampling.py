@@ -21,6 +21,7 @@ from aif.drawing import Per, draw, drawing
 from aif.errors import BadInput
 from aif.models.decoder import Cache, apart, empty_cache, forward
 from aif.policy import Policy
+from aif.sharding import by_rows, everywhere
 from aif.steering import reach, reached
 from aif.types import Edits, Reach
 
@@ -115,6 +116,7 @@ def unrolled() -> bool:
 def _generate(policy, tokens, segments, how, *, room, samples, unrolled):
     stops, chances, keys, new_tokens = how
     P, rows = tokens.shape[1], len(tokens) * samples
+    tokens, segments, policy = *by_rows((tokens, segments), policy.mesh), policy.gathered
     first, cache, starts = _read(policy, tokens, segments, room=room, samples=samples)
     policy = policy.replace(edits=_rows(policy.edits, samples))
     if unrolled:
@@ -140,9 +142,8 @@ def _generate(policy, tokens, segments, how, *, room, samples, unrolled):
     more = lambda carry: (carry[0] < new_tokens) & ~jnp.all(carry[2])  # noqa: E731
     *_, made, logps = jax.lax.while_loop(more, body, (jnp.int32(1), cache, done, *made))
     ends = jnp.any(made[:, :, None] == stops, axis=2)
-    return Generated(
-        made, logps, jnp.where(ends.any(axis=1), jnp.minimum(jnp.argmax(ends, axis=1) + 1, new_tokens), new_tokens)
-    )
+    lengths = jnp.where(ends.any(axis=1), jnp.minimum(jnp.argmax(ends, axis=1) + 1, new_tokens), new_tokens)
+    return everywhere(Generated(made, logps, lengths), policy.mesh)
 
 
 def _read(policy, tokens, segments, *, room, samples):
@@ -178,6 +179,7 @@ def _run(policy, tokens, positions, lengths, segments, cache):
         edits=edits,
         cache=cache,
         compute_dtype=policy.compute_dtype,
+        keep=None if policy.mesh is None else partial(by_rows, mesh=policy.mesh),
     )
     return policy.head(out.hidden[:, -1]), out.cache
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from aif.batches import Dataset, once
@@ -31,6 +32,7 @@ from aif.optimizer import Optimizer, transform
 from aif.policy import Policy
 from aif.rollouts import Prompts
 from aif.runtime import Stopped, StopRequests
+from aif.sharding import place, stay
 from aif.sources import Offline, Online, prepare, tokens_of
 from aif.types import Batch, Loss, Mean, State, as_partial
 
@@ -66,17 +68,20 @@ def train_step(
         result = run(trainable, batch)
         return sum(m.sum / w for m, w in zip(result.means, shares, strict=True)), result  # pyright: ignore
 
-    def accumulate(carry: Any, batch: Batch) -> tuple[Any, None]:
+    def graded(batch: Batch) -> tuple[Any, Loss]:
         (_, result), gradient = jax.value_and_grad(total, has_aux=True)(state.trainable, batch)
-        return jax.tree.map(jnp.add, carry, (gradient, result)), None
+        return stay(gradient, base.mesh), result
+
+    def accumulate(carry: Any, batch: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, graded(batch)), None
 
     first = jax.tree.map(lambda x: x[0], batches)
     shares = _shares(partial(run, state.trainable), batches)
     if batches.tokens.shape[0] == 1:
-        (_, result), gradient = jax.value_and_grad(total, has_aux=True)(state.trainable, first)
+        gradient, result = graded(first)
     else:
-        shapes = jax.eval_shape(lambda t: jax.value_and_grad(total, has_aux=True)(t, first), state.trainable)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1]))
+        gradient, result = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(graded, first))
+        zeros = (stay(gradient, base.mesh), result)
         (gradient, result), _ = jax.lax.scan(accumulate, zeros, batches)
     whole = Mean(sum(m.value for m in result.means), jnp.float32(1))  # pyright: ignore
     if len(result.means) == 1:
@@ -91,7 +96,7 @@ def train_step(
     one = jnp.float32(1)
     log = {"loss": whole, **result.terms, "gradient_norm": Mean(norm, one)}
     log["skipped"] = Mean((~finite).astype(jnp.float32), one)
-    return State(state.step + 1, trainable, moments, state.key), log
+    return stay(State(state.step + 1, trainable, moments, state.key), base.mesh), log
 
 
 def _shares(run: Callable[[Batch], Loss], batches: Batch) -> list[Array]:
@@ -201,8 +206,8 @@ def stage(
     progress = progress or Progress(quiet=True)
     meant = meaning(objective, data, settings, identity)
     if folder is not None and (folder / "done.json").exists():
-        return _finished(folder, meant, new_data)
-    state = start_state(trainable, jax.random.key(settings.seed))
+        return _finished(folder, meant, new_data, base.mesh)
+    state = place(start_state(trainable, jax.random.key(settings.seed)), base.mesh)
     checkpoints, position = None, None
     if folder is not None:
         checkpoints = Checkpoints(folder / "checkpoints", every=settings.checkpoint_every, keep=settings.keep)
@@ -337,11 +342,11 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _finished(folder: Path, meant: dict[str, Any], new_data: bool) -> Trained:
+def _finished(folder: Path, meant: dict[str, Any], new_data: bool, mesh: Mesh | None) -> Trained:
     """The result of a stage that ended earlier."""
     trainable, metadata = load_arrays(folder / "trained.safetensors")
     _same(metadata["meant"], meant, folder, new_data)
-    return _trained(trainable, read_metrics(folder / "metrics.jsonl"))
+    return _trained(place(trainable, mesh), read_metrics(folder / "metrics.jsonl"))
 
 
 def _trained(trainable: Any, lines: list[dict[str, float]]) -> Trained:

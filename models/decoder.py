@@ -9,6 +9,7 @@ the compiled program. The loop over layers is one `lax.scan`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
@@ -98,10 +99,14 @@ class DecoderConfig:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Head:
-    """The vocabulary head: hidden `[..., D]` -> logits `[..., V]` = capped(hidden E^T), in float32."""
+    """The vocabulary head: hidden `[..., D]` -> logits `[..., V]` = capped(hidden E^T), in float32.
+
+    `shared` devices share its rows among them, so that chunks of rows may be so many times as long.
+    """
 
     weight: Float[Array, "V D"]
     cap: float | None = field(default=None, metadata={"static": True})
+    shared: int = field(default=1, metadata={"static": True})
 
     def __call__(self, hidden: Float[Array, "*shape D"]) -> Float[Array, "*shape V"]:
         weight = self.weight.astype(hidden.dtype)
@@ -174,6 +179,7 @@ def forward(
     cache: Cache | None = None,
     remat: str = "none",
     compute_dtype: Any = jnp.float32,
+    keep: Callable[[Array], Array] | None = None,
 ) -> Output:
     """Residual stream of every token after the final norm, `[B, T, D]`; `logits` turns it into logits.
 
@@ -184,6 +190,7 @@ def forward(
       tap: function of the residual after each block (and after its edit); its values come back stacked over L.
       cache: keys and values of earlier tokens; the new ones are appended and returned.
       remat: what the backward pass recomputes: none, dots (keep every matrix product), linear, full.
+      keep: says of the residual stream, on whose way it stands, where its rows lie among several devices.
 
     Returns:
       Output(hidden, taps, cache).
@@ -197,6 +204,7 @@ def forward(
     cache, views = _views(config, positions, segments, branches, cache)
     h = params["embed"][tokens].astype(compute_dtype)
     h = h if config.embed_scale == 1.0 else h * jnp.asarray(config.embed_scale, compute_dtype)
+    h = h if keep is None else keep(h)
 
     def block(carry: tuple, layer: tuple) -> tuple:
         h, kv = carry
@@ -213,6 +221,7 @@ def forward(
             h = h + (scale * lora["vector"]["u"]).astype(h.dtype)
         if steer is not None:
             h = edit(h, *steer, mask=edits.mask)  # pyright: ignore[reportOptionalMemberAccess]
+        h = h if keep is None else keep(h)
         return (h, kv), (tap(h) if tap is not None else None)
 
     if remat != "none":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -24,7 +26,7 @@ from .decoder import forward as _forward
 from .families import BYTE_VOCAB, SIZES
 from .gguf import gguf_config, read_gguf, read_header
 from .gguf_tokenizer import fast_tokenizer, gguf_tokenizer
-from .weights import Build, combined, fingerprint, folder_config, folder_tensors, marked, read_folder, whole
+from .weights import Build, combined, folder_config, folder_tensors, marked, read_folder, whole
 
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -55,7 +57,13 @@ class LM:
         return logits(self.params, output.hidden, self.config.logit_cap)
 
 
-def load(source: str, *, compute_dtype: Any = jnp.float32, chat_template: str | Path | None = None) -> LM:
+def load(
+    source: str,
+    *,
+    compute_dtype: Any = jnp.float32,
+    chat_template: str | Path | None = None,
+    put: Callable[[tuple[str, ...], Any], Array] | None = None,
+) -> LM:
     """A model by its name, path or Hub id.
 
     Args:
@@ -63,6 +71,7 @@ def load(source: str, *, compute_dtype: Any = jnp.float32, chat_template: str | 
         `tiny-random:7`), a Hugging Face folder, a `.gguf` file, or a Hub id `owner/name`.
       compute_dtype: type of the matrix products; parameters stay float32.
       chat_template: file of a template that takes the place of the tokenizer's own, or of one that is missing.
+      put: path and host array of a parameter -> the array on devices; the default device when left out.
 
     Raises:
       BadInput: no such model, or its files are damaged.
@@ -73,14 +82,18 @@ def load(source: str, *, compute_dtype: Any = jnp.float32, chat_template: str | 
         """Onto the device at once, so that the host never holds more than one leaf."""
         leaf = whole(path, shape, build)
         marks[path] = marked(path, leaf)
-        return jax.device_put(leaf)
+        return jax.device_put(leaf) if put is None else put(path, leaf)
 
     name, _, seed = source.partition(":")
     if name in SIZES:
         if seed and not re.fullmatch(r"\d{1,9}", seed):
             raise BadInput(f"{source}: {seed!r} is not a seed; write {name}:0 with a number of up to nine digits")
         config, tokenizer = SIZES[name], byte_tokenizer()
-        params = random_params(config, int(seed or 0))
+        drawn = random_params(config, int(seed or 0))
+        names = lambda path: tuple(entry.key for entry in path)  # noqa: E731
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, x: keep(names(path), x.shape, np.asarray(x).__getitem__), drawn
+        )
     else:
         path = _locate(source)
         if path.is_dir():
@@ -90,7 +103,7 @@ def load(source: str, *, compute_dtype: Any = jnp.float32, chat_template: str | 
             config, params, tokenizer = read_gguf(path, keep)
     if chat_template is not None:
         tokenizer.chat_template = _template(Path(chat_template))
-    return LM(config, params, tokenizer, source, combined(marks) or fingerprint(params), compute_dtype)
+    return LM(config, params, tokenizer, source, combined(marks), compute_dtype)
 
 
 def _template(path: Path) -> str:

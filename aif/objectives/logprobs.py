@@ -9,7 +9,9 @@ with the log-probability; it is computed beside the forward pass and the logits 
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,31 +34,24 @@ def token_logprobs(policy: Policy, batch: Batch, *, chunk: int = CHUNK) -> Float
 
 def score_hidden(hidden: Float[Array, "B T D"], head: Head, batch: Batch, *, chunk: int = CHUNK) -> Float[Array, "B N"]:
     """`token_logprobs` from hidden states that are at hand already."""
-    flat, targets = _asked(hidden, batch)
-    logps: Array = gathered_logprobs(flat, head.weight, targets, chunk, head.cap)
-    return logps.reshape(batch.targets.shape)
-
-
-def _asked(hidden: Float[Array, "B T D"], batch: Batch) -> tuple[Float[Array, "M D"], Int[Array, "M"]]:
-    """The hidden states that predict scored tokens, and those tokens, as flat lists."""
     picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
-    return picked.reshape(-1, hidden.shape[-1]), batch.targets.reshape(-1)
+    return gathered_logprobs(picked, head.weight, batch.targets, chunk * head.shared, head.cap)
 
 
 def judged_tokens(
     policy: Policy, batch: Batch, *, chunk: int = CHUNK
 ) -> tuple[Float[Array, "B N"], Bool[Array, "B N"]]:
     """`token_logprobs`, and whether each scored token is the likeliest where it stands; without a gradient."""
-    hidden, targets = _asked(policy(batch).hidden, batch)
+    hidden, head = policy(batch).hidden, policy.head
+    picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
+    chunks = Chunks.of(batch.targets.shape, chunk * head.shared)
 
     def judge(xs: tuple[Array, Array]) -> tuple[Array, Array]:
-        logits = policy.head(xs[0])
+        logits = head(xs[0])
         return _pick(logits, xs[1]), jnp.argmax(logits, axis=1) == xs[1]
 
-    size = min(chunk, len(hidden))
-    judged = jax.lax.map(judge, (_chunks(hidden, size), _chunks(targets, size)))
-    logps, likeliest = (x.reshape(-1)[: len(hidden)].reshape(batch.targets.shape) for x in judged)
-    return logps, likeliest
+    logps, likeliest = jax.lax.map(judge, (chunks.split(picked), chunks.split(batch.targets)))
+    return chunks.joined(logps), chunks.joined(likeliest)
 
 
 def response_sums(values: Float[Array, "B N"], batch: Batch) -> Float[Array, "B R"]:
@@ -103,10 +98,31 @@ def group_logsumexp(values: Float[Array, "B R"], batch: Batch) -> Float[Array, "
     return jnp.where(batch.ids >= 0, jax.nn.logsumexp(masked, axis=-1, where=same), 0.0)
 
 
-def _chunks(x: Array, chunk: int) -> Array:
-    """`[M, ...]` -> `[C, chunk, ...]`, padded with zeros."""
-    short = -len(x) % chunk
-    return jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
+class Chunks(NamedTuple):
+    """How positions `[*rows, N]` are taken `size` of every row at a time, so that rows which lie on several devices
+    give work to all of them."""
+
+    rows: tuple[int, ...]
+    N: int
+    size: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], chunk: int) -> Chunks:
+        """For positions of this shape, about `chunk` of them at a time."""
+        return cls(shape[:-1], shape[-1], min(max(chunk // math.prod(shape[:-1]), 1), shape[-1]))
+
+    def split(self, x: Float[Array, "..."] | Int[Array, "..."] | Bool[Array, "..."]) -> Array:
+        """`[*rows, N, ...]` -> `[C, rows * size, ...]`, padded with zeros."""
+        axis, end = len(self.rows), x.shape[len(self.rows) + 1 :]
+        x = jnp.pad(x, [(0, -self.N % self.size if k == axis else 0) for k in range(x.ndim)])
+        x = jnp.moveaxis(x.reshape(*self.rows, -1, self.size, *end), axis, 0)
+        return x.reshape(len(x), -1, *end)
+
+    def joined(self, x: Float[Array, "C M ..."] | Bool[Array, "C M ..."]) -> Array:
+        """The inverse of `split`."""
+        axis, end = len(self.rows), x.shape[2:]
+        x = jnp.moveaxis(x.reshape(-1, *self.rows, self.size, *end), 0, axis)
+        return x.reshape(*self.rows, -1, *end)[(slice(None),) * axis + (slice(self.N),)]
 
 
 def _pick(logits: Array, targets: Array) -> Array:
@@ -120,23 +136,23 @@ def _times_slope(x: Array, logits: Array, cap: float | None) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def gathered_logprobs(
-    hidden: Float[Array, "M D"],
+    hidden: Float[Array, "*rows N D"],
     head: Float[Array, "V D"],
-    targets: Int[Array, "M"],
+    targets: Int[Array, "*rows N"],
     chunk: int,
     cap: float | None = None,
-) -> Float[Array, "M"]:
-    """ln softmax(capped(hidden head^T))[target] for a flat list of hidden states."""
-    chunk = min(chunk, len(hidden))
+) -> Float[Array, "*rows N"]:
+    """ln softmax(capped(hidden head^T))[target], `chunk` hidden states at a time."""
+    chunks = Chunks.of(targets.shape, chunk)
     score = lambda xs: _pick(Head(head, cap)(xs[0]), xs[1])  # noqa: E731
-    return jax.lax.map(score, (_chunks(hidden, chunk), _chunks(targets, chunk))).reshape(-1)[: len(hidden)]
+    return chunks.joined(jax.lax.map(score, (chunks.split(hidden), chunks.split(targets))))
 
 
 def _forward(hidden, head, targets, chunk, cap):
     """Log-probabilities, and d logp / d hidden per token; a head that is trained is differentiated in `_backward`."""
     train_head = head.perturbed
     hidden, head, targets = hidden.value, head.value, targets.value
-    size = min(chunk, len(hidden))
+    chunks = Chunks.of(targets.shape, chunk)
 
     def score(xs):
         h, t = xs
@@ -150,20 +166,18 @@ def _forward(hidden, head, targets, chunk, cap):
         mean = _times_slope(tilt, logits, cap).astype(h.dtype) @ head.astype(h.dtype) / mass.astype(h.dtype)
         return (picked - lse)[:, 0], own - mean, lse[:, 0]
 
-    logps, slope, lse = jax.lax.map(score, (_chunks(hidden, size), _chunks(targets, size)))
-    flat = lambda x: x.reshape(-1, *x.shape[2:])[: len(hidden)]  # noqa: E731
-    kept = (hidden, head, targets, flat(lse)) if train_head else None
-    return flat(logps), (flat(slope), kept)
+    logps, slope, lse = (chunks.joined(x) for x in jax.lax.map(score, (chunks.split(hidden), chunks.split(targets))))
+    return logps, (slope, (hidden, head, targets, lse) if train_head else None)
 
 
 def _backward(chunk, cap, residuals, cotangent):
     """d/d hidden = ct * slope; d/d head = sum_m ct_m (onehot_m - p_m) h_m^T, with the logits rebuilt chunk by chunk."""
     slope, kept = residuals
-    d_hidden = cotangent[:, None].astype(slope.dtype) * slope
+    d_hidden = cotangent[..., None].astype(slope.dtype) * slope
     if kept is None:
         return d_hidden, None, None
     hidden, head, targets, lse = kept
-    size = min(chunk, len(hidden))
+    chunks = Chunks.of(targets.shape, chunk)
 
     def add(total, xs):
         h, t, l, ct = xs
@@ -172,7 +186,7 @@ def _backward(chunk, cap, residuals, cotangent):
         weighted = _times_slope(weighted.at[jnp.arange(len(t)), t].add(ct), logits, cap)
         return total + jnp.einsum("mv,md->vd", weighted, h.astype(jnp.float32)), None
 
-    xs = tuple(_chunks(x, size) for x in (hidden, targets, lse, cotangent))
+    xs = tuple(chunks.split(x) for x in (hidden, targets, lse, cotangent))
     d_head, _ = jax.lax.scan(add, jnp.zeros(head.shape, jnp.float32), xs)
     return d_hidden, d_head.astype(head.dtype), None
 

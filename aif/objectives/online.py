@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from aif.models.decoder import Head
-from aif.objectives.logprobs import CHUNK, same_group
+from aif.objectives.logprobs import CHUNK, Chunks, same_group
 from aif.policy import Policy
 from aif.types import Batch, Scalar
 
@@ -64,22 +64,18 @@ def divergence(
 
     Chunks of positions of which none is `asked` for cost nothing and give 0.
     """
-    B, N, D = p.shape
-    flat = jnp.stack([p, q]).reshape(2, B * N, D)
-    size = min(CHUNK, B * N)
-    chunks = jnp.pad(flat, ((0, 0), (0, -(B * N) % size), (0, 0))).reshape(2, -1, size, D).swapaxes(0, 1)
-
-    asked = jnp.ones((B, N), bool) if asked is None else asked
-    wanted = jnp.pad(asked.reshape(-1), (0, -(B * N) % size)).reshape(-1, size).any(axis=1)
+    chunks = Chunks.of(p.shape[:2], CHUNK * head_p.shared)
+    asked = jnp.ones(p.shape[:2], bool) if asked is None else asked
+    wanted = chunks.split(asked).any(axis=1)
 
     @jax.checkpoint
-    def one(pair: Float[Array, "two C D"]) -> Float[Array, "C"]:
+    def one(pair: tuple[Float[Array, "C D"], Float[Array, "C D"]]) -> Float[Array, "C"]:
         log_p, log_q = (jax.nn.log_softmax(head(x)) for head, x in zip((head_p, head_q), pair, strict=True))
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
-    nothing = lambda pair: jnp.zeros(size)  # noqa: E731
-    per_position = jax.lax.map(lambda x: jax.lax.cond(x[0], one, nothing, x[1]), (wanted, chunks))
-    return per_position.reshape(-1)[: B * N].reshape(B, N)
+    nothing = lambda pair: jnp.zeros(len(pair[0]))  # noqa: E731
+    pairs = (chunks.split(p), chunks.split(q))
+    return chunks.joined(jax.lax.map(lambda x: jax.lax.cond(x[0], one, nothing, x[1]), (wanted, pairs)))
 
 
 def per_token(values: Float[Array, "B R"], batch: Batch) -> Float[Array, "B N"]:
