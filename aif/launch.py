@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import time
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 POLL = 0.2  # seconds between looks at running jobs
 LIBRARY = {"slurm": "submitit", "ray": "ray"}
+MINUTES = 24 * 60  # a job's limit unless `launch.parameters` has another; submitit's own 5 would end most jobs
 
 
 class Job(NamedTuple):
@@ -73,7 +75,7 @@ class Submitit:
         import submitit
 
         self.executor = submitit.AutoExecutor(folder=folder, cluster=launch.cluster)
-        self.executor.update_parameters(**launch.parameters)
+        self.executor.update_parameters(**{"timeout_min": MINUTES, **launch.parameters})
 
     def submit(self, *arguments: Any) -> Any:
         return self.executor.submit(work, *arguments)
@@ -176,6 +178,13 @@ def _outcome(pool: Submitit | Ray, handle: Any) -> tuple[str, bool]:
     try:
         said = pool.result(handle)
     except Exception as error:  # whatever a library raises for a process that died
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"died ({lines[0][:200]})", False
+        return f"died ({cause(error)})", False
     return said, bool(said)
+
+
+def cause(error: Exception) -> str:
+    """What ended a job, in one line: the last exception that the trace of its process names, or else how the library
+    begins to tell it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    named = [line for line in lines if re.match(r"[\w.]+: \S", line)]
+    return (named[-1] if named else lines[0])[:200]

@@ -12,7 +12,7 @@ import aif
 from aif.checkpoint import load_arrays
 from aif.config import load
 from aif.errors import BadInput
-from aif.launch import Job, waves
+from aif.launch import MINUTES, Job, Submitit, cause, waves
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny.yaml"
 MORTAL = """
@@ -82,6 +82,23 @@ def test_a_job_that_dies_too_often_is_named_and_nothing_is_lost(launcher, here):
     before = (stages / "sft" / "trained.safetensors").stat().st_mtime_ns
     aif.compare(config("arms.frail.objective.times=2"), out=here / "run", resume=True)
     assert (stages / "sft" / "trained.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("given, minutes", [("{}", MINUTES), ("{timeout_min: 7}", 7)])
+def test_a_job_has_a_day_unless_the_config_says_otherwise(given, minutes, tmp_path):
+    pytest.importorskip("submitit")
+    pool = Submitit(tmp_path, config(f"launch.parameters={given}").launch)
+    assert pool.executor.parameters["timeout_min"] == minutes
+
+
+def test_the_cause_of_a_death_is_the_exception_that_its_trace_ends_with():
+    trace = "Job (task=0) failed during processing with trace:\n----------\nTraceback (most recent call last):\n"
+    trace += (
+        '  File "a.py", line 1, in work\nValueError: first\n\nDuring handling:\n  raise\nos.Unlucky: no room\n-----\n'
+    )
+    assert cause(RuntimeError(trace + "For simplicity, JAX has removed its internal frames.")) == "os.Unlucky: no room"
+    assert cause(RuntimeError("The worker died unexpectedly.\n\tpid: 7")) == "The worker died unexpectedly."
+    assert cause(KeyError()) == "KeyError"
 
 
 def test_what_arms_share_comes_first():
