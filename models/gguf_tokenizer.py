@@ -42,6 +42,8 @@ def gguf_tokenizer(fields: dict[str, Any], config: DecoderConfig, path: str | Pa
             raise ValueError(f"{len(tokens)} tokens are repeated, untyped or more than the {config.vocab} embeddings")
         if not (template is None or isinstance(template, str)):
             raise ValueError("the chat template is not a text")
+        if "eos_token_id" not in own:
+            raise ValueError("it names no end token")
         named = {name: tokens[own[key]] for name, key in _NAMED.items() if key in own}
         tokenizer = (_sentencepiece if kind == "llama" else _byte_level)(own, tokens, kinds)
         if own.get("add_bos_token"):

@@ -180,8 +180,10 @@ def byte_tokenizer() -> Any:
 def folder_tokenizer(folder: Path, config: DecoderConfig) -> Any:
     """The tokenizer of a Hugging Face folder, exactly as its `tokenizer.json` says.
 
+    Its own end token is the one that counts, whatever `config.json` says; a pad token is never asked for.
+
     Raises:
-      BadInput: no `tokenizer.json`, a damaged one, or more tokens than the model has embeddings.
+      BadInput: no `tokenizer.json`, a damaged one, no end token, or more tokens than the model has embeddings.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -196,6 +198,8 @@ def folder_tokenizer(folder: Path, config: DecoderConfig) -> Any:
             f"{file}: has {len(tokenizer)} tokens and the model {config.vocab} embeddings; "
             "take both from the same model"
         )
+    if tokenizer.eos_token_id is None:
+        raise BadInput(f"{folder}: its tokenizer names no end token; give `eos_token` in tokenizer_config.json")
     return tokenizer
 
 
