@@ -58,13 +58,14 @@ def fit(
 
     from aif.checkpoint import run_folder
     from aif.log import Progress
+    from aif.processes import first
 
     checked = load_config(config)
     arm = arm or next(iter(checked.arms))
     if arm not in checked.arms:
         raise BadInput(f"arm: no arm is called {arm!r}; arms are {', '.join(checked.arms)}")
     folder = run_folder(Path(out), resume=resume, overwrite=overwrite) if out is not None else nullcontext(None)
-    with folder as where, Progress(quiet=quiet, every=checked.log.every) as progress:
+    with folder as where, Progress(quiet=quiet or not first(), every=checked.log.every) as progress:
         return _fit(checked, objective, arm, where, progress, accept_new_data)
 
 
@@ -72,6 +73,7 @@ def _fit(
     config: Config, objective: Objective | None, arm: str, folder: Path | None, progress: Any, new_data: bool
 ) -> Solution:
     from aif.experiment import Experiment
+    from aif.processes import alone
     from aif.runtime import write_record
     from aif.types import Solution
 
@@ -79,7 +81,7 @@ def _fit(
     seed = config.seed
     experiment.check(*([] if objective else [arm]))
     if folder is not None:
-        write_record(config.model_dump(mode="json"), folder, "aif run")
+        alone(lambda: write_record(config.model_dump(mode="json"), folder, "aif run"))
     place = lambda name: None if folder is None else folder / "stages" / f"seed-{seed}" / name  # noqa: E731
     trainable = experiment.fresh(seed)
     lines = []
@@ -255,9 +257,12 @@ def compare(
     from aif.checkpoint import run_folder
     from aif.launch import check_launcher, launch
     from aif.log import Progress
+    from aif.processes import several
 
     checked = load_config(config)
     check_launcher(launcher, checked.launch)
+    if several():
+        raise BadInput("compare: runs in one process; use `aif run`, or --launcher for a job per arm")
     with (
         run_folder(Path(out), resume=resume, overwrite=overwrite) as folder,
         Progress(quiet=quiet, every=checked.log.every) as progress,

@@ -24,7 +24,8 @@ import numpy as np
 from jax import Array
 
 from aif.errors import BadInput
-from aif.sharding import host, spread
+from aif.processes import alone
+from aif.sharding import spread
 from aif.types import State
 
 
@@ -165,7 +166,7 @@ def save_arrays(path: Path, tree: dict[str, Any], metadata: dict[str, Any]) -> N
     from safetensors.numpy import save_file
 
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    flat = {"/".join(k.key for k in keys): np.asarray(host(x), order="C") for keys, x in leaves}  # a view saves wrongly
+    flat = {"/".join(k.key for k in keys): np.asarray(x, order="C") for keys, x in leaves}  # a view saves wrongly
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     save_file(flat, temporary, metadata={"aif": json.dumps(metadata)})
     os.replace(temporary, path)
@@ -199,11 +200,21 @@ def load_arrays(path: Path, as_array: Callable[[Any], Any] = jnp.asarray) -> tup
 
 @contextmanager
 def run_folder(folder: Path, *, resume: bool, overwrite: bool):
-    """Hold a run folder: refuse one that is not empty unless told how to treat it, and keep other processes out.
+    """Hold a run folder: refuse one that is not empty unless told how to treat it, and keep other runs out.
 
     Raises:
       BadInput: not empty, not ours to overwrite, unwritable, or in use by a live process.
     """
+    lock = alone(lambda: _hold(folder, resume=resume, overwrite=overwrite))
+    try:
+        yield folder
+    finally:
+        if lock is not None:
+            lock.unlink(missing_ok=True)
+
+
+def _hold(folder: Path, *, resume: bool, overwrite: bool) -> Path:
+    """The lock of a run folder that is now ours."""
     marker = folder / "run.json"
     if resume and overwrite:
         raise BadInput("--resume and --overwrite: one continues the run, the other deletes it; give one of them")
@@ -224,11 +235,7 @@ def run_folder(folder: Path, *, resume: bool, overwrite: bool):
         marker.write_text(json.dumps({"engine": "aif", "format": 1}))
     except OSError as error:
         raise BadInput(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from error
-    lock = _take(folder / "lock")
-    try:
-        yield folder
-    finally:
-        lock.unlink(missing_ok=True)
+    return _take(folder / "lock")
 
 
 def _refuse_live_owner(lock: Path) -> None:

@@ -40,16 +40,21 @@ def run(
     accept_new_data: Annotated[
         bool, typer.Option("--accept-new-data", help="resume although the corpus changed, from its beginning")
     ] = False,
+    processes: Annotated[Optional[str], typer.Option(help="auto on a cluster, or RANK/COUNT@HOST:PORT")] = None,  # noqa: UP045
 ) -> None:
     """Train one arm of a config: the shared stage, then the arm's own."""
     from aif.api import fit
     from aif.config import load
+    from aif.processes import first, join
 
     checked = load(file, overrides or [])
     folder = out or Path("runs") / checked.name
+    if processes:
+        join(processes)
     how = {"resume": resume, "overwrite": overwrite, "accept_new_data": accept_new_data}
     fit(checked, arm=arm, out=folder, quiet=False, **how)
-    print(f"run: {folder}")
+    if first():
+        print(f"run: {folder}")
 
 
 @app.command()

@@ -26,6 +26,7 @@ from aif.directions.use import edits_from
 from aif.errors import BadInput
 from aif.log import Progress
 from aif.material import Material
+from aif.meaning import meaning
 from aif.models.weights import fingerprint
 from aif.objectives import Objective, Unfitted
 from aif.plugins import plugin
@@ -34,7 +35,7 @@ from aif.rollouts import Prompts, prompts_of
 from aif.sharding import place, shared
 from aif.sources import annotated
 from aif.steering import parse_scope, reach
-from aif.train import Optimizer, Settings, Trained, check_head, meaning, prepared, stage
+from aif.train import Optimizer, Settings, Trained, check_head, prepared, stage
 
 ANSWERS = {
     "target": "the target answer",

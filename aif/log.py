@@ -7,23 +7,33 @@ elsewhere one plain line is printed every `every` steps.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from aif.processes import first
+
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard events of one stage. Lines after the resumed step and a torn last one are cut."""
+    """`metrics.jsonl` and TensorBoard events of one stage. Lines after the resumed step and a torn last one are cut.
+
+    Of several processes that are one run all keep the lines, and the first writes them.
+    """
 
     def __init__(self, folder: Path, *, tensorboard: bool, resumed_at: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         found = read_metrics(self.path) if self.path.exists() else []
         self.kept = [line for line in found if line["step"] <= resumed_at]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
+        self.file, self.board = None, None
+        if not first():
+            return
+        cut = self.path.with_suffix(".tmp")
+        cut.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
+        os.replace(cut, self.path)
         self.file = self.path.open("a")
-        self.board = None
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -31,6 +41,8 @@ class Metrics:
 
     def write(self, line: dict[str, float]) -> None:
         """One line; `step` is its axis."""
+        if self.file is None:
+            return
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         if self.board is not None:
@@ -40,7 +52,8 @@ class Metrics:
 
     def close(self) -> None:
         """Flush and close."""
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         if self.board is not None:
             self.board.close()
 

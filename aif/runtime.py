@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from aif.processes import several
+
 PACKAGES = ("aif", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "scipy")
 
 
@@ -68,13 +70,27 @@ class Stopped(Exception):
 
 
 class StopRequests:
-    """While open, SIGTERM and SIGINT set `status` (143, 130) instead of ending the process; a second one ends it."""
+    """While open, SIGTERM and SIGINT set `status` (143, 130) instead of ending the process; a second one ends it.
+
+    Of several processes that are one run each hears of it at another time, so they agree on the step: jax's own
+    handler of SIGTERM, which was installed when they joined, stays, and `asked` reads it.
+    """
 
     def __init__(self) -> None:
         self.status = 0
         self._before: dict[int, object] = {}
 
+    def asked(self, step: int) -> int:
+        """The status at the end of `step`, the same in all processes."""
+        if several():
+            from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+            self.status = 128 + signal.SIGTERM if reached_preemption_sync_point(step) else 0
+        return self.status
+
     def __enter__(self) -> StopRequests:
+        if several():
+            return self
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._before[number] = signal.signal(number, self._on)

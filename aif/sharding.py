@@ -83,7 +83,13 @@ def place_leaf(mesh: Mesh, path: tuple[str, ...], x: Any) -> jax.Array:
 
 def place(tree: Any, mesh: Mesh | None) -> Any:
     """The tree with every array on its devices, by the rules."""
-    return tree if mesh is None else jax.tree.map(jax.device_put, tree, shardings(tree, mesh))
+    return tree if mesh is None else jax.tree.map(_put, tree, shardings(tree, mesh))
+
+
+def _put(x: Any, lies: NamedSharding) -> Any:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # which has no sharding over processes of its own
+        return jax.random.wrap_key_data(jax.device_put(jax.random.key_data(x), lies))
+    return jax.device_put(x, lies)
 
 
 def stay(tree: Any, mesh: Mesh | None) -> Any:
@@ -109,6 +115,11 @@ def vocabulary(params: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
 def shared(mesh: Mesh | None) -> int:
     """Among how many devices rows are shared."""
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def axes(mesh: Mesh | None) -> dict[str, int] | None:
+    """Names and sizes of the axes, for a record."""
+    return None if mesh is None else dict(mesh.shape)
 
 
 def everywhere(tree: Any, mesh: Mesh | None) -> Any:

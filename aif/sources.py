@@ -14,12 +14,13 @@ from aif.objectives import Objective
 from aif.policy import Policy
 from aif.readers import Answer
 from aif.rollouts import Prompts, roll
+from aif.sharding import host
 from aif.types import Batch, as_partial
 
 
 def stacked(batches: list[Batch]) -> Batch:
     """Micro-batches of one shape as `[A, B, ...]`."""
-    return jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *batches)
+    return jax.tree.map(lambda *x: np.stack([host(y) for y in x]), *batches)
 
 
 def tokens_of(batch: Batch) -> int:

@@ -27,17 +27,18 @@ from aif.budget import Budget
 from aif.checkpoint import Checkpoints, load_arrays, save_arrays
 from aif.errors import BadInput
 from aif.log import Metrics, Progress, read_metrics
+from aif.meaning import DATA, agree, meaning
 from aif.objectives import Objective
 from aif.optimizer import Optimizer, transform
 from aif.policy import Policy
+from aif.processes import alone
 from aif.rollouts import Prompts
 from aif.runtime import Stopped, StopRequests
-from aif.sharding import place, stay
+from aif.sharding import axes, host, place, stay
 from aif.sources import Offline, Online, prepare, tokens_of
 from aif.types import Batch, Loss, Mean, State, as_partial
 
 MAX_SKIPPED = 5  # consecutive non-finite steps after which a run stops
-DATA = ("data", "corpus")  # what of a stage's meaning the user may change and go on
 
 
 def start_state(trainable: Any, key: Array) -> State:
@@ -159,7 +160,7 @@ def prepared(objective: Objective, reference: Policy, data: Dataset, *, rows: in
         filled = batch.ids >= 0
         ids.append(np.asarray(batch.ids)[filled])
         for name, values in facts.items():
-            tables.setdefault(name, []).append(np.asarray(values)[filled])
+            tables.setdefault(name, []).append(host(values)[filled])
     order = np.argsort(np.concatenate(ids))
     return data.with_tables({name: np.concatenate(parts)[order] for name, parts in tables.items()})
 
@@ -211,12 +212,14 @@ def stage(
     checkpoints, position = None, None
     if folder is not None:
         checkpoints = Checkpoints(folder / "checkpoints", every=settings.checkpoint_every, keep=settings.keep)
-        found = checkpoints.restore(state, progress.say, lambda record: _same(record["meant"], meant, folder, new_data))
+        found = checkpoints.restore(state, progress.say, lambda record: agree(record["meant"], meant, folder, new_data))
         if found is not None:
             state, record = found
             same = all(record["meant"].get(k) == meant.get(k) for k in DATA)  # otherwise they have been accepted
             position = record["position"] if same else None
-            progress.say(f"{name}: continuing at step {int(state.step)}{'' if position else ', with new data'}")
+            there = record.get("mesh")
+            moved = "" if there == axes(base.mesh) else f" of a run on {there or 'one device'}: equal but for rounding"
+            progress.say(f"{name}: continuing at step {int(state.step)}{'' if position else ', with new data'}{moved}")
     metrics = None
     if folder is not None:
         metrics = Metrics(folder, tensorboard=settings.tensorboard, resumed_at=int(state.step))
@@ -231,19 +234,16 @@ def stage(
     trained = _trained(state.trainable, run.lines)
     if folder is not None:
         about = {"name": name, "meant": meant, "about": objective.about}
-        save_arrays(folder / "trained.safetensors", state.trainable, about)
-        (folder / "done.json").write_text(json.dumps({"seconds": trained.seconds}))
+        whole = jax.tree.map(host, state.trainable)
+        alone(partial(_finish, folder, whole, about, trained.seconds))
     if run.stopped:
         raise Stopped(run.stopped, folder)
     return trained
 
 
-def meaning(
-    objective: Objective, data: Dataset | Prompts, settings: Settings, identity: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Everything that decides what a stage ends with, as JSON: what its folder must agree with, and its hash."""
-    meant = {**settings.semantic, **(identity or {}), "objective": objective.name}
-    return meant | {"length": data.length if isinstance(data, Dataset) else None, "data": data.fingerprint}
+def _finish(folder: Path, trainable: Any, about: dict[str, Any], seconds: float) -> None:
+    save_arrays(folder / "trained.safetensors", trainable, about)
+    (folder / "done.json").write_text(json.dumps({"seconds": seconds}))
 
 
 @dataclass
@@ -289,14 +289,15 @@ class _Loop:
                     assert self.distance is not None
                     seen["kl_from_reference"] = self.distance(attach(self.base, state.trainable, s.full))
                 self._log(number + 1, log, seen, at)
-                last = number + 1 == s.steps
+                last, status = number + 1 == s.steps, stop.asked(number)
                 whole = last or (number + 1) % source.updates == 0  # a rollout is not cut in two
-                if self.checkpoints and whole and (last or stop.status or (number + 1) % s.checkpoint_every == 0):
-                    self.checkpoints.save(state, {"position": source.position(), "meant": self.meant})
-                if stop.status and whole and not last:
+                if self.checkpoints and whole and (last or status or (number + 1) % s.checkpoint_every == 0):
+                    about = {"position": source.position(), "meant": self.meant, "mesh": axes(self.base.mesh)}
+                    self.checkpoints.save(state, about)
+                if status and whole and not last:
                     if self.checkpoints:
                         self.checkpoints.manager.wait_until_finished()
-                    raise Stopped(stop.status, self.metrics.path.parent if self.metrics else None)
+                    raise Stopped(status, self.metrics.path.parent if self.metrics else None)
             self.stopped = stop.status  # in the last step: the stage ends as it would, then the run stops
         return state
 
@@ -326,26 +327,10 @@ class _Loop:
         self.progress.step(step, f"loss {line['loss']:.4f}  {seen['tokens'] / seconds:.0f} tokens/s")
 
 
-def _same(found: dict[str, Any], meant: dict[str, Any], folder: Path, new_data: bool) -> None:
-    """Refuse to continue a checkpoint of other settings, weights or, unless they are accepted, data."""
-    different = [k for k in meant if found.get(k) != _plain(meant[k]) and not (new_data and k in DATA)]
-    if different:
-        k = different[0]
-        mend = "restore it, continue with --accept-new-data" if k in DATA else "restore the setting"
-        raise BadInput(
-            f"{folder}: its checkpoint was made with another {k} ({found.get(k)} there, {meant[k]} here); "
-            f"{mend}, or start over with --overwrite"
-        )
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
 def _finished(folder: Path, meant: dict[str, Any], new_data: bool, mesh: Mesh | None) -> Trained:
     """The result of a stage that ended earlier."""
     trainable, metadata = load_arrays(folder / "trained.safetensors")
-    _same(metadata["meant"], meant, folder, new_data)
+    agree(metadata["meant"], meant, folder, new_data)
     return _trained(place(trainable, mesh), read_metrics(folder / "metrics.jsonl"))
 
 

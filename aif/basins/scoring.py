@@ -21,6 +21,7 @@ from aif.adapter import changed
 from aif.batches import Dataset, once
 from aif.objectives.logprobs import response_sums, token_logprobs
 from aif.policy import Policy
+from aif.sharding import host
 from aif.types import Adapter, Batch, as_partial
 
 CHUNK = 128  # positions whose two full next-token distributions are held at a time
@@ -63,7 +64,7 @@ def divergences(
     `[responses, policies]` in nats, and tokens `[responses]`."""
     batches = stacked(data, rows)
     columns = [_divergences(policy, reference, batches) for policy in policies]
-    return in_order(batches.ids, np.stack(columns)), in_order(batches.ids, _tokens(batches))
+    return in_order(batches.ids, np.stack([host(c) for c in columns])), in_order(batches.ids, _tokens(batches))
 
 
 def grid_divergences(
@@ -101,7 +102,7 @@ def in_order(ids: Any, values: Any) -> np.ndarray:
     """Values per response slot, `[..., batches, B, R]`, by response number: `[responses, ...]` float64."""
     ids = np.asarray(ids)
     filled = ids >= 0
-    flat = np.asarray(values, np.float64)[..., filled]
+    flat = host(values).astype(np.float64)[..., filled]
     return np.moveaxis(flat[..., np.argsort(ids[filled])], -1, 0)
 
 

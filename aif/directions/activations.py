@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from aif.batches import Dataset, once
 from aif.errors import BadInput
 from aif.policy import Policy
+from aif.sharding import host
 from aif.slots import Pool, owners, pool_weights
 from aif.types import Batch
 
@@ -50,10 +51,11 @@ def response_means(policy: Policy, data: Dataset, *, rows: int, pool: Pool = "me
     for batch in once(data, rows=rows):
         m, n, c = _means(policy.replace(remat="none"), batch, pool)
         filled = batch.ids >= 0
-        means.append(np.asarray(m).transpose(1, 2, 0, 3)[filled])
-        tokens.append(np.asarray(c)[filled])
+        m, n, c = (host(x) for x in (m, n, c))
+        means.append(m.transpose(1, 2, 0, 3)[filled])
+        tokens.append(c[filled])
         ids.append(batch.ids[filled])
-        norms += np.asarray(n)
+        norms += n
     order = np.argsort(np.concatenate(ids))
     counts = np.concatenate(tokens)[order]
     return Activations(np.concatenate(means)[order], counts.astype(np.int64), norms / counts.sum())

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from aif.batches import Dataset, once
 from aif.models.decoder import Head
 from aif.policy import Policy
+from aif.sharding import host
 from aif.types import Batch
 
 CHUNK = 256
@@ -80,7 +81,7 @@ def scores(policy: Policy, data: Dataset, *, rows: int) -> np.ndarray:
     found = np.zeros(len(data.owners))
     for batch in once(data, rows=rows):
         filled = batch.ids >= 0
-        found[batch.ids[filled]] = np.asarray(_scored(policy, batch))[filled]
+        found[batch.ids[filled]] = host(_scored(policy, batch))[filled]
     return found
 
 
