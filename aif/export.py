@@ -19,7 +19,7 @@ from aif.models.decoder import TARGETS, DecoderConfig
 from aif.models.folder import MAX_SHARD, write_folder
 from aif.models.hub import LM
 from aif.models.names import Place, hf_names
-from aif.models.weights import read_folder, whole
+from aif.models.weights import placed, read_folder
 from aif.types import Adapter
 
 TOLERANCE = 1e-5  # difference of a logit between what was exported and what is read again, as a share of the largest
@@ -49,7 +49,7 @@ def export_merged(
     special = {key: value for key, value in special.items() if value is not None}
     (out / "generation_config.json").write_text(json.dumps(special, indent=1) + "\n")
     (out / "README.md").write_text(_card(lm, "transformers", about or {}))
-    config, again = read_folder(out, lambda path, shape, build: jnp.asarray(whole(path, shape, build)))
+    config, again = read_folder(out, lambda *leaf: placed(*leaf)[0])
     return _compared(lm, adapter, replace(lm, config=config, params=again), None, out)
 
 

@@ -26,7 +26,7 @@ from .decoder import forward as _forward
 from .families import BYTE_VOCAB, SIZES
 from .gguf import gguf_config, read_gguf, read_header
 from .gguf_tokenizer import fast_tokenizer, gguf_tokenizer
-from .weights import Build, combined, folder_config, folder_tensors, marked, read_folder, whole
+from .weights import Build, combined, folder_config, folder_tensors, marked, placed, read_folder, whole
 
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -79,10 +79,13 @@ def load(
     marks: dict[tuple[str, ...], str] = {}
 
     def keep(path: tuple[str, ...], shape: tuple[int, ...], build: Build) -> Array:
-        """Onto the device at once, so that the host never holds more than one leaf."""
+        """Onto the device at once: the host holds a piece of a leaf, or one leaf where several devices share it."""
+        if put is None:
+            leaf, marks[path] = placed(path, shape, build)
+            return leaf
         leaf = whole(path, shape, build)
         marks[path] = marked(path, leaf)
-        return jax.device_put(leaf) if put is None else put(path, leaf)
+        return put(path, leaf)
 
     name, _, seed = source.partition(":")
     if name in SIZES:

@@ -9,10 +9,12 @@ import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors needs)
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,6 +29,7 @@ from .names import Place, hf_names
 FLOATS = ("F32", "F16", "BF16")
 _JSON_LIMIT = 64 << 20
 BLOCK = 1 << 22  # numbers that are read from a tensor at a time
+PIECE = 64 << 20  # bytes of a leaf on their way to the device, or one slice of its first axis; the host holds two
 
 
 class Stored(NamedTuple):
@@ -44,6 +47,25 @@ Keep = Callable[[LeafPath, tuple[int, ...], Build], Any]  # path, shape, build -
 def whole(path: LeafPath, shape: tuple[int, ...], build: Build) -> np.ndarray:
     """Keeps a leaf as one array in the host's memory."""
     return build(tuple(slice(None) for _ in shape))
+
+
+def placed(path: LeafPath, shape: tuple[int, ...], build: Build) -> tuple[jax.Array, str]:
+    """A leaf on the default device, which it reaches piece by piece, and its mark (see `marked`)."""
+    rows = max(1, PIECE // (4 * prod(shape[1:])))
+    if rows >= shape[0]:
+        leaf = whole(path, shape, build)
+        return jax.device_put(leaf), marked(path, leaf)
+    held, check = jnp.zeros(shape, jnp.float32), 0
+    for start in range(0, shape[0], rows):
+        piece = build((slice(start, start + rows), *(slice(None) for _ in shape[1:])))
+        check = zlib.crc32(piece.reshape(-1).view(np.uint8).data, check)
+        held = _put(held, piece, start).block_until_ready()
+    return held, _mark(path, held, check)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(held: jax.Array, piece: jax.Array, start: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(held, piece, start, axis=0)
 
 
 def read_folder(path: str | Path, keep: Keep = whole) -> tuple[DecoderConfig, Params]:
@@ -170,7 +192,8 @@ def assemble(
 ) -> Params:
     """Float32 parameters in the layout of `decoder.shapes`, from tensors stored one a layer and `[out, in]`.
 
-    Leaves are built one after the other, so the host never holds more than one beside what `keep` holds.
+    Leaves are built one after the other, so the host never holds more than one (with `placed`, a piece of one) beside
+    what `keep` holds.
 
     Args:
       names: path of a leaf -> its place, as `hf_names` returns.
@@ -191,8 +214,11 @@ def assemble(
             node = node.setdefault(key, {})
         node[path[-1]] = keep(path, shape, partial(_build, path, shape, names[path], tensors, broken))
     if not broken and config.tied and (extra := tensors.get("lm_head.weight")) is not None:
-        embed, both = tensors[names["embed",].name], (slice(None), slice(None))
-        if not np.array_equal(extra.read(both), embed.read(both)):
+        embed, step = tensors[names["embed",].name], max(1, BLOCK // config.width)
+        blocks = [
+            (slice(start, min(start + step, config.vocab)), slice(None)) for start in range(0, config.vocab, step)
+        ]
+        if not all(np.array_equal(extra.read(block), embed.read(block)) for block in blocks):
             broken.append("lm_head.weight differs from the embedding although tie_word_embeddings is true")
     if broken:
         raise refusal(where, broken, "copy the weights again, or take an earlier checkpoint")
@@ -287,8 +313,11 @@ def refusal(where: str, problems: list[str], fix: str) -> BadInput:
 def marked(path: LeafPath, leaf: Any) -> str:
     """A line with a leaf's path, shape, type and the CRC-32 of its bytes."""
     array = np.asarray(leaf)
-    check = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return f"{''.join(f'[{key!r}]' for key in path)} {array.shape} {array.dtype} {check}\n"
+    return _mark(path, array, zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data))
+
+
+def _mark(path: LeafPath, leaf: Any, check: int) -> str:
+    return f"{''.join(f'[{key!r}]' for key in path)} {leaf.shape} {leaf.dtype} {check}\n"
 
 
 def combined(marks: dict[LeafPath, str]) -> str:

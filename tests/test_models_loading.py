@@ -7,17 +7,19 @@ import os
 import struct
 import subprocess
 import time
+import tracemalloc
 import types
 import zipfile
 from pathlib import Path
 
 import gguf
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from aif.models import catalogue, hub
+from aif.models import catalogue, folder, hub, weights
 from aif.models.decoder import DecoderConfig, random_params
 from aif.models.families import SIZES, from_hf
 from aif.models.gguf import read_gguf, read_header
@@ -296,6 +298,37 @@ def test_folder_tokenizer_is_read_and_must_fit_the_embeddings(tmp_path):
     tokenizer.add_tokens(["one more"])
     tokenizer.save_pretrained(tmp_path)
     refused(lambda: hub.load(str(tmp_path)), "tokenizer.json", "260 tokens")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_host_holds_little_more_than_a_shard_while_a_model_is_read(tmp_path, monkeypatch, tied):
+    """Peak of numpy's memory, which the device's does not count in, within 1.2 of the largest shard, where a stacked
+    leaf is several times as large; the parameters and their mark are those of whole leaves."""
+    config = DecoderConfig("llama", 259, 128, 32, 4, 2, 32, 512, tied=tied)
+    params, shard = randomised(config), 2 << 20
+    folder.write_folder(tmp_path / "m", config, params, hub.byte_tokenizer(), max_shard=shard)
+    if tied:
+        embed = {"lm_head.weight": np.asarray(params["embed"])}
+        save_file(embed, tmp_path / "m" / "head.safetensors")
+        index = tmp_path / "m" / "model.safetensors.index.json"
+        tree = json.loads(index.read_text())
+        tree["weight_map"]["lm_head.weight"] = "head.safetensors"
+        index.write_text(json.dumps(tree))
+    monkeypatch.setattr(weights, "PIECE", shard // 4)
+    assert max(x.nbytes for x in jax.tree.leaves(params)) > 3 * shard
+    read_folder(tmp_path / "m", lambda *leaf: weights.placed(*leaf)[0])  # compiles
+    tracemalloc.start()
+    marks = {}
+
+    def keep(path, shape, build):
+        leaf, marks[path] = weights.placed(path, shape, build)
+        return jnp.array(leaf, copy=True)  # on CPU the device may borrow numpy's memory, which is its copy then
+
+    _, got = read_folder(tmp_path / "m", keep)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 1.2 * shard, peak
+    assert same(got, params) and weights.combined(marks) == fingerprint(params)
 
 
 # --- config.json
