@@ -248,7 +248,7 @@ def _refuse_live_owner(lock: Path) -> None:
         lock.unlink(missing_ok=True)
         return
     here = owner.get("host") == socket.gethostname()
-    if here and not _alive(owner["pid"], owner.get("started")):
+    if here and not alive(owner["pid"], owner.get("started")):
         lock.unlink(missing_ok=True)
         return
     raise BadInput(
@@ -257,7 +257,7 @@ def _refuse_live_owner(lock: Path) -> None:
     )
 
 
-def _alive(pid: int, started: str | None) -> bool:
+def alive(pid: int, started: str | None) -> bool:
     """Whether the process that took the lock still runs; its start time tells it from a later one with its number."""
     return os.path.exists(f"/proc/{pid}") and _started(pid) == started if os.path.exists("/proc") else _signal(pid)
 

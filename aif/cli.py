@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from aif.errors import BadInput
-from aif.verbs import answers, config, corpus, direction, evaluate, export, models, protocol
+from aif.verbs import answers, config, corpus, devices, direction, evaluate, export, models, protocol
 from aif.verbs.parameters import CacheFolder, ConfigFile, Out, Overrides, Overwrite, Resume
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 for group in (models, corpus, protocol, config, direction, export):
     app.add_typer(group.app, name=group.NAME)
-for verb in (answers.generate, answers.chat):
+for verb in (devices.plan, devices.doctor, answers.generate, answers.chat):
     app.command()(verb)
 app.command("eval")(evaluate.evaluate)
 

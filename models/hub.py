@@ -23,9 +23,10 @@ from aif.types import BadInput, Output, Params
 from .catalogue import CATALOGUE, fetch
 from .decoder import DecoderConfig, logits, random_params, shapes
 from .decoder import forward as _forward
-from .families import BYTE_VOCAB, SIZES
+from .families import BYTE_VOCAB, SIZES, from_hf
 from .gguf import gguf_config, read_gguf, read_header
 from .gguf_tokenizer import fast_tokenizer, gguf_tokenizer
+from .published import PUBLISHED
 from .weights import Build, combined, folder_config, folder_tensors, marked, placed, read_folder, whole
 
 _TEMPLATE = (
@@ -204,6 +205,23 @@ def folder_tokenizer(folder: Path, config: DecoderConfig) -> Any:
     if tokenizer.eos_token_id is None:
         raise BadInput(f"{folder}: its tokenizer names no end token; give `eos_token` in tokenizer_config.json")
     return tokenizer
+
+
+def sizes(source: str) -> tuple[DecoderConfig, Any]:
+    """The sizes of a model and its tokenizer, without weights. For a published model that is not here, its sizes are
+    known and a tokenizer of bytes stands in: it makes more tokens of a text, never fewer."""
+    name = source.partition(":")[0]
+    if name in SIZES:
+        return SIZES[name], byte_tokenizer()
+    if source in PUBLISHED and not Path(source).is_dir():
+        return from_hf(PUBLISHED[source], source), byte_tokenizer()
+    path = _locate(source, weights=False)
+    if path.is_dir():
+        config = folder_config(path)
+        return config, folder_tokenizer(path, config)
+    header = read_header(path)
+    config = gguf_config(header, path)
+    return config, gguf_tokenizer(header.fields, config, path)
 
 
 def inspect(source: str) -> dict[str, Any]:
