@@ -51,6 +51,7 @@ ANSWERS = ("Which one?", "The animal.", "The club.")  # ask, help with the one, 
 RELIABLE, TOLD, HEARD = 0.75, 0.95, 0.7  # of a hint, of the reply to a question, of the reaction to help
 PREFERENCES = np.array([1.0, -1.0, -0.1])  # pleased, puzzled, neither
 PRECISION, HINTS, BABBLE = 8.0, 4, -3.0
+FIRST = 0.5  # precision of the first samples: a policy that is sharp before it can tell prompts apart stops trying
 
 
 def belief(hints: Sequence[str]) -> np.ndarray:
@@ -109,8 +110,8 @@ def objectives() -> dict[str, Objective]:
     reward = GrpoOptions(**sampled, beta=1 / PRECISION, normalise=True)
     online = Online(**sampled, kl="k3")
     return {
-        "efe": efe(see, precision=PRECISION, online=online),
-        "efe, utility only": efe(see, precision=PRECISION, state_weight=0.0, online=online),
+        "efe": efe(see, precision=FIRST, precision_end=PRECISION, online=online),
+        "efe, utility only": efe(see, precision=FIRST, precision_end=PRECISION, state_weight=0.0, online=online),
         "grpo": grpo(see, options=reward),
         "efe, offline": efe(see, precision=PRECISION),
     }
@@ -161,7 +162,7 @@ def run(steps: int, imitation: int, only: Sequence[str] = (), seed: int = 0) -> 
     )
     habit = base.replace(params=stage(base, base.params, sft(), copied, settings).trainable)
     found: dict[str, Any] = {"habit": asking(habit, test, lm.tokenizer)}
-    settings = Settings(steps, Optimizer(1e-3, warmup=10, final=0.05), rows=16, seed=seed, full=True)
+    settings = Settings(steps, Optimizer(1e-3, warmup=10, final=0.1), rows=16, seed=seed, full=True)
     for name, objective in objectives().items():
         if only and name not in only:
             continue
@@ -196,7 +197,7 @@ def plot(found: dict[str, dict[str, np.ndarray]], levels: Sequence[float], path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/asking"))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--imitation", type=int, default=300)
     parser.add_argument("--only", nargs="*", default=[], help="names of objectives")
     args = parser.parse_args()
