@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -51,7 +51,7 @@ def run(
     folder = out or Path("runs") / checked.name
     if processes:
         join(processes)
-    how = {"resume": resume, "overwrite": overwrite, "accept_new_data": accept_new_data}
+    how: Any = {"resume": resume, "overwrite": overwrite, "accept_new_data": accept_new_data}
     fit(checked, arm=arm, out=folder, quiet=False, **how)
     if first():
         print(f"run: {folder}")

@@ -62,7 +62,7 @@ def compilation() -> str:
     from aif.runtime import compilation_cache
 
     compilation_cache()
-    folder = jax.config.jax_compilation_cache_dir
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     return "off, by AIF_COMPILATION_CACHE" if folder is None else writable(Path(folder))
 
 

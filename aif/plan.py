@@ -85,7 +85,8 @@ def plan(config: Config, arm: str | None = None) -> Plan:
     values = e.settings(spec, 0).optimizer.values(0, spec.steps)
     traced = train_step.trace(state, base, batches, loss, values, full=full)
     compiled = traced.lower().compile()
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None  # XLA:CPU tells both
     given = [per_device(x) for x in (base.params, state.trainable, state.optimizer)]
     given[0] = 0 if full else given[0]  # the trained values are the weights
     spare = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
@@ -97,7 +98,7 @@ def plan(config: Config, arm: str | None = None) -> Plan:
         activations=kept(partial(_total, full), state.trainable, base, loss, batches) // shared(mesh),
         temporary=spare,
         flops=flops(traced.jaxpr.jaxpr),
-        collectives=collectives(compiled.as_text()),
+        collectives=collectives(text),
     )
 
 

@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -87,7 +88,7 @@ def place(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def _put(x: Any, lies: NamedSharding) -> Any:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # which has no sharding over processes of its own
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # which has no sharding over processes of its own
         return jax.random.wrap_key_data(jax.device_put(jax.random.key_data(x), lies))
     return jax.device_put(x, lies)
 
