@@ -47,7 +47,8 @@ class Material:
     @cached_property
     def mesh(self) -> Mesh | None:
         """The devices that the config asks for; None for one."""
-        return make_mesh(**self.config.mesh.model_dump())
+        m = self.config.mesh
+        return make_mesh(m.data, m.fsdp, m.tensor)
 
     @cached_property
     def base(self) -> Policy:

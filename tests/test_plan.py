@@ -90,7 +90,8 @@ def test_a_plan_knows_its_arrays():
     assert one["flops"] > 4 * one["tokens"] * L * layer  # 2 N forward and 2 N backward a token, at least
     split, norms = config.vocab * D + L * (layer - 2 * D), (2 * L + 1) * D
     assert two["devices"] == 2 and 2 * split + 4 * norms <= two["weights"] <= 2 * split + 4 * norms + 4 * D
-    assert two["flops"] == one["flops"] and two["collectives"]["all-gather"][1] > 0
+    assert abs(two["flops"] / one["flops"] - 1) < 0.05  # chunks of the head are filled up differently
+    assert two["collectives"]["all-gather"][1] > 0
 
 
 def test_what_cannot_be_planned():
