@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-import aif.cli
 from aif.corpus import Candidate, bundled, load_scale, read
 from aif.corpus.agreement import agreement
 from aif.corpus.splits import split
@@ -19,20 +18,9 @@ from aif.errors import BadInput
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
+def call(call):
     """`aif corpus ...` in this process: its exit status and what it wrote to stdout and stderr."""
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["aif", "corpus", *map(str, words)])
-        capsys.readouterr()
-        try:
-            aif.cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
+    return partial(call, "corpus")
 
 
 def written(path, rows, **options):

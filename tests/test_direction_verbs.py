@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-import aif.cli
 from aif.adapter import lora, steering_vector
 from aif.checkpoint import save_arrays
 from aif.directions import load_direction
@@ -20,20 +19,9 @@ MODEL = ("--model", "tiny-random")
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
+def call(call):
     """`aif direction ...` in this process: its exit status and what it wrote."""
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["aif", "direction", *map(str, words)])
-        capsys.readouterr()
-        try:
-            aif.cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
+    return partial(call, "direction")
 
 
 @pytest.fixture
@@ -44,15 +32,6 @@ def done(call):
         return out
 
     return run
-
-
-@pytest.fixture
-def refused(call):
-    def check(*words, line: str):
-        status, _, err = call(*words)
-        assert status == 2 and err.startswith("error: ") and err.count("\n") == 1 and line in err, err
-
-    return check
 
 
 @pytest.fixture

@@ -93,12 +93,15 @@ def fit(
 ) -> None:
     """A probe per layer of the stance or a rated dimension: what is readable and, with --causal, functional."""
     from aif import directions as d
+    from aif.directions.causal import comparable, thirds
     from aif.directions.layers import reader_layer
 
     e, data, _ = _prepared(file, overrides, None)
     for layer in causal or ():
         reader_layer(layer, e.lm.config.layers)
     positive = _stance(data) if dimension is None else _rated_high(e, data, dimension)
+    if causal:
+        thirds(comparable(data, positive)[0].prompts, 0)  # refuses too few prompts before the model runs
     seen = d.response_means(e.base, data, rows=e.config.batch.rows, pool=tokens)
     about = _about(e, data, seen, tokens, None) | {"what": dimension or e.config.corpus.target}
     options = {"method": method, "strength": strength, "folds": folds, "provenance": about}
