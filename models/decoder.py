@@ -25,10 +25,12 @@ from aif.types import Adapter, Edits, Output, Params, Tap
 
 from .experts import mixture
 from .layers import (
+    KEPT,
     activation,
     attention,
     capped,
     edit,
+    kept,
     linear,
     linears,
     rms_norm,
@@ -160,7 +162,7 @@ def head(params: Params) -> Float[Array, "V D"]:
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_saveable,
-    "linear": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "linear": jax.checkpoint_policies.save_only_these_names(KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -289,11 +291,11 @@ def _attention(
     if config.qk_norm:
         q, k = (rms_norm(y, w[name], config.norm_eps) for y, name in ((q, "q_norm"), (k, "k_norm")))
     q, k = (rotate(y, view.cos, view.sin) for y in (q, k))
-    q, k, v = (y.transpose(0, 2, 1, 3) for y in (q, k, v))
+    q, k, v = (kept(y.transpose(0, 2, 1, 3)) for y in (q, k, v))
     if kv is not None:
         (k, v), kv = _extended(kv, at[0], at[1], (k, v))
     mixed = attention(q, k, v, view.bias, config.attention_scale, config.attention_cap)
-    mixed = mixed.transpose(0, 2, 1, 3).reshape(B * T, -1)
+    mixed = kept(mixed.transpose(0, 2, 1, 3).reshape(B * T, -1))
     return linear(mixed, w["o"], lora.get("o")).reshape(B, T, -1), kv
 
 

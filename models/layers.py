@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int, Num
+
+
+KEPT = "kept"  # the name of what the remat policy `linear` does not compute again
+
+
+def kept(x: Array) -> Array:
+    """x, marked as worth its memory until the backward pass."""
+    return checkpoint_name(x, KEPT)
 
 
 def rms_norm(x: Float[Array, "*shape D"], gain: Float[Array, "D"], eps: float) -> Float[Array, "*shape D"]:
@@ -39,12 +48,12 @@ def linears(
     out = [y + layer["b"].astype(x.dtype) if "b" in layer else y for y, layer in zip(out, layers, strict=True)]
     given = [(k, lora) for k, lora in enumerate(loras) if lora is not None]
     if given:
-        low = x @ jnp.concatenate([lora["a"] for _, lora in given], axis=1).astype(x.dtype)
+        low = kept(x @ jnp.concatenate([lora["a"] for _, lora in given], axis=1).astype(x.dtype))
         ends = np.cumsum([lora["a"].shape[1] for _, lora in given])[:-1]
         for (k, lora), part in zip(given, jnp.split(low, ends, axis=1), strict=True):
             scale = jax.lax.stop_gradient(lora["scale"]).astype(x.dtype)
             out[k] = out[k] + (part * scale) @ lora["b"].astype(x.dtype)
-    return out
+    return [kept(y) for y in out]
 
 
 def rotary_angles(
