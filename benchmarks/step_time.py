@@ -304,6 +304,9 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
+        from aif.__main__ import with_huge_pages
+
+        with_huge_pages()  # as the command line does
         print(json.dumps(globals()[f"ours_{args.one}"]()))
         return
     chosen = args.only.split(",")

@@ -15,7 +15,6 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int, Num
 
-
 KEPT = "kept"  # the name of what the remat policy `linear` does not compute again
 
 

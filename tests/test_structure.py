@@ -82,7 +82,7 @@ def test_training_knows_no_experiment_and_no_single_objective():
 
 
 def test_only_the_door_imports_the_command_line():
-    assert [p for p in FILES if "aif.cli" in imported(p)] == []
+    assert [p.name for p in FILES if "aif.cli" in imported(p)] == ["__main__.py"]
 
 
 def test_no_module_is_a_drawer():
