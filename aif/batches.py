@@ -128,7 +128,8 @@ def build(
     -1 where unrated.
 
     Raises:
-      BadInput: a row cannot be encoded or does not fit; `pair` or `all` with a single-candidate row; no rows.
+      BadInput: a row cannot be encoded or does not fit; none of its answers is the target; `pair` or `all` with a
+        single-candidate row; no rows.
     """
     if not rows:
         raise BadInput("corpus: no rows to train on; check corpus.path, corpus.split and corpus.domains")
@@ -141,6 +142,15 @@ def build(
         if which != "target" and row.train_turns:
             raise BadInput(
                 f"{row.where}: a row that trains its earlier turns cannot be compared; leave `train_turns` out"
+            )
+        if (
+            which != "all"
+            and len(row.candidates) > 1
+            and not any(c.stance in (target, "chosen") for c in row.candidates)
+        ):
+            there = ", ".join(sorted({c.stance or "none" for c in row.candidates}))
+            raise BadInput(
+                f"{row.where}: no answer of stance {target!r} to train on; name one of {there} as target{told(row.id)}"
             )
         chosen = choose(row, which, target, number)
         trees.append(encode(tokenizer, row, chosen, length))

@@ -133,7 +133,8 @@ def check_plan(run: Comparison) -> None:
     e.check(*config.arms)
     e.data("target", config.corpus.heldout)
     c = config.corpus
-    twice = overlap(e.rows(*c.train), e.rows(c.heldout, c.heldout_domain))["prompts"]
+    asked = [row for spec in config.arms.values() for row in e.on(spec).rows(*c.train)]
+    twice = overlap(asked, e.rows(c.heldout, c.heldout_domain))["prompts"]
     if twice:
         run.notes.append(
             f"{twice} held-out prompts are asked in training too; what is measured on them is not held out."

@@ -128,11 +128,21 @@ class OptimizerSection(Section):
     clip: float = Field(default=1.0, ge=0, description="bound on the gradient norm; 0 for none")
 
 
+class StageCorpus(Section):
+    """What a stage reads in place of the config's corpus, by the same columns, splits, domains and limit."""
+
+    path: str = Field(description="JSONL file, or bundled:NAME")
+    target: str = Field(description="stance whose answers are this stage's target")
+
+
 class Stage(Section):
     objective: Named
     steps: PositiveInt
     optimizer: OptimizerSection | None = Field(
         default=None, description="replaces the config's optimizer in this stage"
+    )
+    corpus: StageCorpus | None = Field(
+        default=None, description="trains on another corpus, such as one that controls for manner"
     )
     steer: str | None = Field(
         default=None, description="FILE:DOSE[@LAYER], added while this stage trains and not after"

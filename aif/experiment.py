@@ -51,6 +51,7 @@ class Experiment(Material):
 
     cache: Cache = Cache()
     _rated: dict[int, tuple[Any, Rated]] = field(default_factory=dict, repr=False)
+    _elsewhere: dict[tuple[str, str], Experiment] = field(default_factory=dict, repr=False)
 
     def rated(self, reference: Policy) -> Rated:
         """Mean residuals of all training candidates under a reference, with their ratings; found once per reference."""
@@ -73,6 +74,18 @@ class Experiment(Material):
         """What everything that is computed with the model depends on."""
         return {"weights": self.lm.fingerprint, "compute_dtype": self.config.model.compute_dtype}
 
+    def on(self, spec: Stage) -> Experiment:
+        """This experiment on the corpus that a stage reads: itself, unless the stage names one of its own."""
+        if spec.corpus is None:
+            return self
+        name = (spec.corpus.path, spec.corpus.target)
+        if name not in self._elsewhere:
+            section = self.config.corpus.model_copy(update=spec.corpus.model_dump())
+            config = self.config.model_copy(update={"corpus": section})
+            made = self._elsewhere[name] = replace(self, config=config, _rated={}, _elsewhere={})
+            made.__dict__.update(lm=self.lm, mesh=self.mesh, base=self.base)  # one model for all
+        return self._elsewhere[name]
+
     def objective(self, spec: Stage, reference: Policy | None = None) -> Objective:
         """The objective a stage names, with its options; `reference` is what its reader may look into."""
         name, options = spec.objective.name, spec.objective.options
@@ -93,9 +106,10 @@ class Experiment(Material):
             return made
         module, checked = plugin("objectives", name, options, f"objective {name}")
         seen = {"reference": reference, "tokenizer": self.lm.tokenizer, "frame": self.frame, "steps": spec.steps}
+        e = self.on(spec)
         if reference is not None:
-            seen["rated"] = lambda: self.rated(reference)
-        return module.make(checked, replace(self.context, **seen))
+            seen["rated"] = lambda: e.rated(reference)
+        return module.make(checked, replace(e.context, **seen))
 
     def frame(self, name: str) -> str:
         """The text of a frame, by its name (see `aif.corpus.find_frame`)."""
@@ -121,17 +135,20 @@ class Experiment(Material):
             check_head(objective, self.config.adapter.kind == "full")
             check_rows(objective, shared(self.mesh))
             if objective.rollouts is None:
-                self.encoded(objective)
+                self.on(spec).encoded(objective)
 
     def trains_on(self, spec: Stage) -> tuple[str, str]:
         """In words, what a stage trains on: its prompts, and which answers to them it reads."""
-        prompts = f"{len(self.rows(*self.config.corpus.train))} prompts"
+        e = self.on(spec)
+        prompts = f"{len(e.rows(*self.config.corpus.train))} prompts"
+        if spec.corpus is not None:
+            prompts += f" of {spec.corpus.path}"
         try:
             objective = self.objective(spec)
         except Unfitted:
             return prompts, "what its reader or reward is fitted to ask for"
         if objective.beside is not None:
-            prompts += f" and {len(self.outside(objective, objective.beside.domains))} of other domains"
+            prompts += f" and {len(e.outside(objective, objective.beside.domains))} of other domains"
         return prompts, ANSWERS[objective.responses]
 
     def examples(self, objective: Objective, tables: dict[str, np.ndarray] | None) -> Dataset | Prompts:
@@ -219,7 +236,7 @@ class Experiment(Material):
         if objective.about:
             progress.say(f"{name}: {json.dumps(objective.about)}")
         settings, steered = self.settings(spec, seed), self.steered(spec, name)
-        data = self.examples(objective, tables)
+        data = self.on(spec).examples(objective, tables if spec.corpus is None else None)
         identity = self._identity(spec, trainable)
         identity["reference"] = None if origin is None else digest(origin)
         identity["steer"] = None if steered.edits is None else [spec.steer_scope, fingerprint(steered.edits._asdict())]
@@ -258,13 +275,13 @@ class Experiment(Material):
 
     def _identity(self, spec: Stage, trainable: Any) -> dict[str, Any]:
         """What a stage's result depends on beside its settings and data."""
-        name = spec.objective.name
+        name, e = spec.objective.name, self.on(spec)
         source = Path(inspect.getfile(importlib.import_module(name.partition(":")[0]))) if ":" in name else None
         return {
             **self.identity,
             "adapter": self.config.adapter.model_dump(mode="json"),
             "start": digest(trainable),
-            "corpus": [self.corpus.sha256, self.config.corpus.target, content_hash(repr(self.scale))],
+            "corpus": [e.corpus.sha256, e.config.corpus.target, content_hash(repr(self.scale))],
             "hyperparameters": spec.objective.model_dump(mode="json"),
             "source": hashlib.sha256(source.read_bytes()).hexdigest()[:24] if source else None,
             "matched_on": self.config.budget.prompts if self.config.budget.match == "kl" else None,

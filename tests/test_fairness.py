@@ -58,3 +58,34 @@ def test_what_training_came_to_differ_in():
     (only,) = fairness.spent(spent)
     assert (only.what, only.values) == ("tokens read", {"sft": "100", "efe": "300"})
     assert fairness.spent(spent[:2]) == []
+
+
+MANNER = (
+    "batch.length=1500",
+    "arms.manner={objective: {name: sft}, steps: 3, corpus: {path: 'bundled:style-control', target: style}}",
+)
+
+
+def test_an_arm_may_read_a_corpus_of_its_own():
+    with pytest.raises(BadInput, match="48 prompts of bundled:style-control"):
+        differing(*MANNER)
+    e = Experiment(load(TINY, [*MANNER, "unequal=[data]", "corpus.limit=3"]))
+    told = {u.what: u for u in fairness.planned(e)}["prompts"]
+    assert told.declared and told.values["manner"] == "3 prompts of bundled:style-control"
+    mine, other = e.config.arms["sft"], e.config.arms["manner"]
+    assert e.on(mine) is e and e.on(other).lm is e.lm and e.on(other) is e.on(other)
+    data = e.on(other).encoded(e.objective(other))
+    rows = e.on(other).rows(*e.config.corpus.train)
+    answer = {c.stance: c.content for c in rows[0].candidates}["style"]
+    first = data.examples[0]
+    assert answer[-60:] in e.lm.tokenizer.decode(first["tokens"])
+    assert e.data("target", "heldout").fingerprint != data.fingerprint  # what is measured stays the config's
+
+
+def test_a_stage_finds_its_target_in_its_own_corpus_or_says_so():
+    e = Experiment(load(TINY, [*MANNER[:1], MANNER[1].replace("target: style", "target: kind"), "unequal=[data]"]))
+    with pytest.raises(
+        BadInput,
+        match="style-control.jsonl:1: no answer of stance .kind. to train on; name one of control, .*style as target",
+    ):
+        e.check("manner")
