@@ -81,10 +81,15 @@ class Dataset:
         tables = {name: table[ids] for name, table in self.tables.items()}
         return replace(self, examples=tuple(examples), tables=tables, owners=tuple(self.owners[i] for i in ids))
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """(tokens, scored tokens, responses) of every example, `[examples, 3]`."""
+        return np.array([(len(e["tokens"]), len(e["targets"]), len(e["ids"])) for e in self.examples])
+
     @cached_property
     def tight(self) -> Dataset:
         """The same data at the row length that costs least when every example is visited once."""
-        sizes = np.array([(len(e["tokens"]), len(e["targets"]), len(e["ids"])) for e in self.examples])
+        sizes = self.sizes
         shortest = -(-int(sizes[:, 0].max()) // GRAIN) * GRAIN
         lengths = [*range(min(shortest, self.length), self.length, GRAIN), self.length]
         rooms = [(T, *_capacity(list(self.examples), T)) for T in lengths]
@@ -214,10 +219,13 @@ def stream(data: Dataset, *, rows: int, seed: int, start: dict | None = None) ->
     return iterator
 
 
-def once(data: Dataset, *, rows: int) -> Iterator[Batch]:
-    """Every example exactly once, in rows of the `tight` length and as many of them as hold `rows` rows' tokens; the
-    last batch is filled up with empty rows."""
-    rows, data = max(1, rows * data.length // data.tight.length), data.tight
+def once(data: Dataset, *, rows: int, even: int = 1) -> Iterator[Batch]:
+    """Every example exactly once, in rows of the `tight` length and at most as many of them as hold `rows` rows'
+    tokens: a multiple of `even`, the same for all batches. The last one is filled up with empty rows."""
+    most, data = max(1, rows * data.length // data.tight.length), data.tight
+    needed = _rows_needed(data.sizes, (data.length, data.scored, data.slots))
+    rows = -(-needed // -(-needed // most))  # shared evenly by as few batches as there can be
+    rows = min(-(-rows // even), max(1, most // even)) * even
     source = grain.MapDataset.source(data.examples).to_iter_dataset()
     for packed in _packed(source, data, BINS * rows).batch(rows, drop_remainder=False):
         short = rows - len(packed["tokens"])

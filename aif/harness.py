@@ -27,6 +27,7 @@ from aif.models.hub import LM
 from aif.objectives.logprobs import judged_tokens, response_sums
 from aif.policy import Policy, bind
 from aif.sampling import generate
+from aif.sharding import shared
 from aif.steering import Scope, reach
 from aif.tokens import opening, tree
 from aif.types import Adapter, Batch, Edits
@@ -97,7 +98,7 @@ class HarnessLM(TemplateLM):
         data, order = _shared(pairs)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
         with tqdm(total=len(pairs), desc="scoring", disable=disable_tqdm) as bar:
-            for batch in once(data, rows=self.rows):
+            for batch in once(data, rows=self.rows, even=shared(self.policy.mesh)):
                 logps, greedy = (np.asarray(x) for x in _judged(self.policy, batch))
                 for place in zip(*np.nonzero(batch.ids >= 0), strict=True):
                     found[order[batch.ids[place]]] = (float(logps[place]), bool(greedy[place]))

@@ -34,7 +34,7 @@ from aif.policy import Policy
 from aif.processes import alone
 from aif.rollouts import Prompts
 from aif.runtime import Stopped, StopRequests
-from aif.sharding import axes, host, place, stay
+from aif.sharding import axes, host, place, shared, stay
 from aif.sources import Offline, Online, prepare, tokens_of
 from aif.types import Batch, Loss, Mean, State, as_partial
 
@@ -153,7 +153,7 @@ def prepared(objective: Objective, reference: Policy, data: Dataset, *, rows: in
     tables: dict[str, list] = {}
     ids: list[np.ndarray] = []
     reference = reference.replace(remat="none")
-    for number, batch in enumerate(once(data, rows=rows)):
+    for number, batch in enumerate(once(data, rows=rows, even=shared(reference.mesh))):
         facts = prepare(as_partial(objective.prepare), reference, batch, jax.random.fold_in(key, number))
         if not facts:
             return data

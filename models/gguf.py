@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,9 +73,14 @@ def read_gguf(path: str | Path, keep: Keep = whole) -> tuple[DecoderConfig, Para
     """
     header = read_header(path)
     config = gguf_config(header, path)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        params = assemble(config, gguf_names(config), _stored(config, header, data, path), str(path), keep)
-    return config, params, gguf_tokenizer(header.fields, config, path)
+    with (
+        ThreadPoolExecutor(1) as beside,
+        open(path, "rb") as file,
+    ):  # transformers is imported meanwhile
+        tokenizer = beside.submit(gguf_tokenizer, header.fields, config, path)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            params = assemble(config, gguf_names(config), _stored(config, header, data, path), str(path), keep)
+    return config, params, tokenizer.result()
 
 
 class _Cursor:

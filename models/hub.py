@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -101,8 +102,10 @@ def load(
     else:
         path = _locate(source)
         if path.is_dir():
-            config, params = read_folder(path, keep)
-            tokenizer = folder_tokenizer(path, config)
+            with ThreadPoolExecutor(1) as beside:  # transformers is imported meanwhile
+                reading = beside.submit(folder_tokenizer, path, folder_config(path))
+                config, params = read_folder(path, keep)
+            tokenizer = reading.result()
         else:
             config, params, tokenizer = read_gguf(path, keep)
     if chat_template is not None:

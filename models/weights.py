@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import prod
@@ -29,6 +29,7 @@ from .names import Place, hf_names
 FLOATS = ("F32", "F16", "BF16")
 _JSON_LIMIT = 64 << 20
 BLOCK = 1 << 22  # numbers that are read from a tensor at a time
+ALIGNED = 64  # bytes at whose multiples XLA's buffers start on CPU
 PIECE = 64 << 20  # bytes of a leaf on their way to the device, or one slice of its first axis; the host holds two
 
 
@@ -50,9 +51,10 @@ def whole(path: LeafPath, shape: tuple[int, ...], build: Build) -> np.ndarray:
 
 
 def placed(path: LeafPath, shape: tuple[int, ...], build: Build) -> tuple[jax.Array, str]:
-    """A leaf on the default device, which it reaches piece by piece, and its mark (see `marked`)."""
+    """A leaf on the default device, which it reaches piece by piece unless it lies there already, and its mark (see
+    `marked`)."""
     rows = max(1, PIECE // (4 * prod(shape[1:])))
-    if rows >= shape[0]:
+    if rows >= shape[0] or in_place():
         leaf = whole(path, shape, build)
         return jax.device_put(leaf), marked(path, leaf)
     held, check = jnp.zeros(shape, jnp.float32), 0
@@ -61,6 +63,19 @@ def placed(path: LeafPath, shape: tuple[int, ...], build: Build) -> tuple[jax.Ar
         check = zlib.crc32(piece.reshape(-1).view(np.uint8).data, check)
         held = _put(held, piece, start).block_until_ready()
     return held, _mark(path, held, check)
+
+
+def in_place() -> bool:
+    """Whether the default device takes aligned numpy memory as its own."""
+    return jax.default_backend() == "cpu"
+
+
+def _aligned(shape: Sequence[int]) -> np.ndarray:
+    """An empty float32 array that starts where a device of the host would have it start."""
+    size = 4 * prod(shape)
+    raw = np.empty(size + ALIGNED, np.uint8)
+    start = -raw.ctypes.data % ALIGNED
+    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -243,7 +258,7 @@ def _build(
 ) -> np.ndarray:
     """The part `index` of a leaf; tensors that are not finite are put on the list of broken ones."""
     spans = [range(*cut.indices(side)) for cut, side in zip(index, shape, strict=True)]
-    out = np.empty([len(span) for span in spans], np.float32)
+    out = _aligned([len(span) for span in spans])
     for at, name in tensors_of(path, shape, place):
         deep = len(at)
         if not all(k in span for k, span in zip(at, spans, strict=False)):

@@ -40,7 +40,7 @@ def test_an_epoch_holds_every_response_once_at_the_right_tokens(rows, tokenizer,
     data = data_of(rows, tokenizer, which).tight
     seen: Counter = Counter()
     for batch in once(data, rows=rows_of_a_batch):
-        assert batch.tokens.shape == (rows_of_a_batch, data.length)
+        assert batch.tokens.shape[0] <= rows_of_a_batch and batch.tokens.shape[1] == data.length
         assert batch.index.shape[1] == data.scored and batch.ids.shape[1] == data.slots
         scored = 0
         for b, slot in responses(batch):
@@ -145,9 +145,20 @@ def test_restoring_at_every_step_gives_the_same_rest(rows, tokenizer, which):
         assert all(map(same, islice(resumed, steps + after - step), batches[step:]))
 
 
+@pytest.mark.parametrize("even", [1, 2, 4])
+@pytest.mark.parametrize("most", [1, 2, 3, 8, 64])
+def test_rows_are_shared_evenly_by_as_few_batches_as_there_can_be(rows, tokenizer, most, even):
+    data = data_of(rows, tokenizer, "all").tight
+    filled = sum(int((b.segments > 0).any(axis=1).sum()) for b in once(data, rows=1))
+    batches = [len(b.tokens) for b in once(data, rows=most, even=even)]
+    assert len({*batches}) == 1 and batches[0] % even == 0 and batches[0] <= max(most, even)
+    assert len(batches) == -(-filled // max(even, most // even * even))
+    assert sum(batches) - filled < even * len(batches) + len(batches)
+
+
 def test_rows_that_fill_up_the_last_batch_are_inert(rows, tokenizer, base):
     data = data_of(rows, tokenizer, "pair")
-    batches = list(once(data, rows=5))
+    batches = list(once(data, rows=5, even=5))
     last = jax.tree.map(jnp.asarray, batches[-1])
     blank = (last.segments > 0).sum(axis=1) == 0
     assert blank.any() and not blank.all()

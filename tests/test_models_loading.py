@@ -315,6 +315,7 @@ def test_host_holds_little_more_than_a_shard_while_a_model_is_read(tmp_path, mon
         tree["weight_map"]["lm_head.weight"] = "head.safetensors"
         index.write_text(json.dumps(tree))
     monkeypatch.setattr(weights, "PIECE", shard // 4)
+    monkeypatch.setattr(weights, "in_place", lambda: False)
     assert max(x.nbytes for x in jax.tree.leaves(params)) > 3 * shard
     read_folder(tmp_path / "m", lambda *leaf: weights.placed(*leaf)[0])  # compiles
     tracemalloc.start()

@@ -21,7 +21,7 @@ from aif.adapter import changed
 from aif.batches import Dataset, once
 from aif.objectives.logprobs import response_sums, token_logprobs
 from aif.policy import Policy
-from aif.sharding import host
+from aif.sharding import host, shared
 from aif.types import Adapter, Batch, as_partial
 
 CHUNK = 128  # positions whose two full next-token distributions are held at a time
@@ -39,7 +39,7 @@ def carrying(base: Policy, adapter: Adapter | None) -> Policy:
 
 def losses(policy: Policy, data: Dataset, *, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """(- ln p summed over its tokens, number of tokens) of every response of the data set, nats."""
-    batches = stacked(data, rows)
+    batches = stacked(data, rows, shared(policy.mesh))
     return in_order(batches.ids, _losses(policy, batches)), in_order(batches.ids, _tokens(batches))
 
 
@@ -52,7 +52,7 @@ def grid_losses(
       family: a function, or a `Partial` that binds arrays; point -> adapter.
       points: array or pytree of arrays, `[P, ...]`.
     """
-    batches = stacked(data, rows)
+    batches = stacked(data, rows, shared(base.mesh))
     sums = _grid_losses(base, as_partial(family), points, batches, together=together())
     return in_order(batches.ids, sums), in_order(batches.ids, _tokens(batches))
 
@@ -62,7 +62,7 @@ def divergences(
 ) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, "N"]]:
     """KL(reference || policy) of the next token, full vocabulary, summed over the scored tokens of every response:
     `[responses, policies]` in nats, and tokens `[responses]`."""
-    batches = stacked(data, rows)
+    batches = stacked(data, rows, shared(reference.mesh))
     columns = [_divergences(policy, reference, batches) for policy in policies]
     return in_order(batches.ids, np.stack([host(c) for c in columns])), in_order(batches.ids, _tokens(batches))
 
@@ -71,7 +71,7 @@ def grid_divergences(
     base: Policy, families: Sequence[Family], points: Sequence[Any], data: Dataset, *, rows: int
 ) -> tuple[list[Float[np.ndarray, "N P"]], Float[np.ndarray, "N"]]:
     """`divergences` of base + family(point) from the base, for each family with its points."""
-    batches = stacked(data, rows)
+    batches = stacked(data, rows, shared(base.mesh))
     run = partial(_grid_divergences, base, batches=batches, together=together())
     found = [run(as_partial(f), p) for f, p in zip(families, points, strict=True)]
     return [in_order(batches.ids, sums) for sums in found], in_order(batches.ids, _tokens(batches))
@@ -82,13 +82,14 @@ def together() -> bool:
     return jax.default_backend() != "cpu"
 
 
-def stacked(data: Dataset, rows: int) -> Batch:
-    """The whole data set as batches of one shape, `[batches, B, ...]`, with the least padding that this allows."""
+def stacked(data: Dataset, rows: int, even: int = 1) -> Batch:
+    """The whole data set as batches of one shape, `[batches, B, ...]` with B a multiple of `even`, with the least
+    padding that this allows."""
     found = jax.tree.map(lambda *x: np.concatenate(x), *once(data, rows=rows))
     filled = np.asarray(found.segments).any(axis=1)
     n, T = int(filled.sum()), found.tokens.shape[1]
     count = -(-n * T // max(rows * data.length, AT_A_TIME))
-    B = -(-n // count)
+    B = -(-n // (count * even)) * even
 
     def shaped(path: tuple, x: np.ndarray) -> np.ndarray:
         blank = -1 if path[0].name in ("group", "ids") else 0

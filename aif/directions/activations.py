@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from aif.batches import Dataset, once
 from aif.errors import BadInput
 from aif.policy import Policy
-from aif.sharding import host
+from aif.sharding import host, shared
 from aif.slots import Pool, owners, pool_weights
 from aif.types import Batch
 
@@ -48,7 +48,7 @@ def response_means(policy: Policy, data: Dataset, *, rows: int, pool: Pool = "me
     `pool` is "mean" over all tokens of a response, or "last": its last token alone.
     """
     means, tokens, norms, ids = [], [], np.zeros(policy.config.layers), []
-    for batch in once(data, rows=rows):
+    for batch in once(data, rows=rows, even=shared(policy.mesh)):
         m, n, c = _means(policy.replace(remat="none"), batch, pool)
         filled = batch.ids >= 0
         m, n, c = (host(x) for x in (m, n, c))

@@ -17,6 +17,7 @@ from aif.directions.record import units
 from aif.errors import BadInput
 from aif.objectives.logprobs import response_sums, score_hidden
 from aif.policy import Policy
+from aif.sharding import shared
 from aif.slots import Pool, response_means
 from aif.types import Batch, Edits
 
@@ -53,7 +54,7 @@ def _observed(policy: Policy, batch: Batch, pool: Pool) -> tuple[Array, Array, A
 def observe(policy: Policy, data: Dataset, *, rows: int, edits: Edits | None = None, pool: Pool = "mean") -> Observed:
     """One pass over the data under the edits, which have one row for all responses; in response order."""
     means, logps, ids = [], [], []
-    for batch in once(data, rows=rows):
+    for batch in once(data, rows=rows, even=shared(policy.mesh)):
         taps, sums, counts = _observed(policy.replace(remat="none", edits=edits), batch, pool)
         filled = batch.ids >= 0
         means.append(np.asarray(taps).transpose(1, 2, 0, 3)[filled])

@@ -20,6 +20,7 @@ from aif.batches import Dataset, from_trees, once
 from aif.directions.activations import Activations
 from aif.errors import BadInput
 from aif.policy import Policy
+from aif.sharding import shared
 from aif.tokens import Encoded, tree
 from aif.types import Batch
 
@@ -100,7 +101,7 @@ def end_residuals(policy: Policy, texts: Sequence[Sequence[int]], *, rows: int =
     """
     data, place = shared_rows(texts, length)
     found = np.zeros((len(data.owners), policy.config.layers, policy.config.width), np.float32)
-    for batch in once(data, rows=rows):
+    for batch in once(data, rows=rows, even=shared(policy.mesh)):
         taps = np.asarray(_listed(policy.replace(remat="none"), batch)).transpose(1, 2, 0, 3)  # [B, N, L, D]
         row, n = np.nonzero(batch.weights > 0)
         found[batch.ids[row, batch.response[row, n]]] = taps[row, n]

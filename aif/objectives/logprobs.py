@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from aif.batches import Dataset, once
 from aif.models.decoder import Head
 from aif.policy import Policy
-from aif.sharding import host
+from aif.sharding import host, shared
 from aif.types import Batch
 
 CHUNK = 256
@@ -79,7 +79,7 @@ _scored = jax.jit(response_logprobs)
 def scores(policy: Policy, data: Dataset, *, rows: int) -> np.ndarray:
     """ln p of every response of a data set `[responses]`, in its order, nats."""
     found = np.zeros(len(data.owners))
-    for batch in once(data, rows=rows):
+    for batch in once(data, rows=rows, even=shared(policy.mesh)):
         filled = batch.ids >= 0
         found[batch.ids[filled]] = host(_scored(policy, batch))[filled]
     return found
