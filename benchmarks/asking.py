@@ -31,7 +31,7 @@ import aif
 from aif import free_energy as fe
 from aif.batches import Dataset, build
 from aif.corpus import Candidate, Conversation, Message
-from aif.models.decoder import random_params
+from aif.models.module import random_params
 from aif.objectives import Objective
 from aif.objectives.efe import Online, efe
 from aif.objectives.grpo import Options as GrpoOptions

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from step_time import random_batch
 
 from aif.adapter import lora
-from aif.models.decoder import DecoderConfig, random_params
+from aif.models.decoder import DecoderConfig
+from aif.models.module import random_params
 from aif.objectives.sft import sft
 from aif.policy import Policy
 from aif.train import Optimizer, start_state, train_step

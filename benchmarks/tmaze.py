@@ -30,7 +30,8 @@ from pydantic import BaseModel
 
 from aif import free_energy as fe
 from aif.batches import Dataset, from_trees, once
-from aif.models.decoder import DecoderConfig, random_params
+from aif.models.decoder import DecoderConfig
+from aif.models.module import random_params
 from aif.objectives import Objective
 from aif.objectives.efe import Online, efe
 from aif.objectives.grpo import Options as GrpoOptions

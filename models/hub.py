@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from aif.types import BadInput, Output, Params
 
 from .catalogue import CATALOGUE, fetch
-from .decoder import DecoderConfig, logits, random_params, shapes
+from .decoder import DecoderConfig, logits, shapes
 from .decoder import forward as _forward
 from .families import BYTE_VOCAB, SIZES, from_hf
 from .gguf import gguf_config, read_gguf, read_header
@@ -93,6 +93,8 @@ def load(
     if name in SIZES:
         if seed and not re.fullmatch(r"\d{1,9}", seed):
             raise BadInput(f"{source}: {seed!r} is not a seed; write {name}:0 with a number of up to nine digits")
+        from .module import random_params
+
         config, tokenizer = SIZES[name], byte_tokenizer()
         drawn = random_params(config, int(seed or 0))
         names = lambda path: tuple(entry.key for entry in path)  # noqa: E731

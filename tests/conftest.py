@@ -50,7 +50,8 @@ def loud(params: dict, seed: int = TOY_SEED) -> dict:
 @pytest.fixture(scope="session")
 def toy():
     """A policy of three small layers: grouped heads, biases, an untied head, llama3 rope scaling."""
-    from aif.models.decoder import DecoderConfig, random_params
+    from aif.models.decoder import DecoderConfig
+    from aif.models.module import random_params
     from aif.policy import Policy
 
     config = DecoderConfig(

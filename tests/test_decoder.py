@@ -13,8 +13,9 @@ import pytest
 
 from aif.adapter import lora, merge, steering_vector
 from aif.errors import BadInput
-from aif.models.decoder import Decoder, empty_cache, forward, logits, random_params
+from aif.models.decoder import empty_cache, forward, logits
 from aif.models.layers import attention, rms_norm, rotary_angles, visible
+from aif.models.module import Decoder, random_params
 from aif.steering import add, clamp, project_out
 from aif.types import Edits
 

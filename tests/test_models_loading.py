@@ -20,9 +20,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from aif.models import catalogue, folder, hub, weights
-from aif.models.decoder import DecoderConfig, random_params
+from aif.models.decoder import DecoderConfig
 from aif.models.families import SIZES, from_hf
 from aif.models.gguf import read_gguf, read_header
+from aif.models.module import random_params
 from aif.models.names import gguf_names, hf_names
 from aif.models.weights import fingerprint, read_folder
 from aif.types import BadInput

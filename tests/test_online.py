@@ -11,7 +11,8 @@ from jax.tree_util import Partial
 from aif import testing
 from aif.batches import one_per_row
 from aif.errors import BadInput
-from aif.models.decoder import DecoderConfig, logits, random_params
+from aif.models.decoder import DecoderConfig, logits
+from aif.models.module import random_params
 from aif.objectives import Rollouts
 from aif.objectives import online as estimators
 from aif.objectives.efe import Online, Options, efe

@@ -12,7 +12,8 @@ import pytest
 
 from aif.batches import one_per_row
 from aif.errors import BadInput
-from aif.models.decoder import DecoderConfig, forward, logits, random_params
+from aif.models.decoder import DecoderConfig, forward, logits
+from aif.models.module import random_params
 from aif.objectives.logprobs import token_logprobs
 from aif.policy import Policy
 from aif.sampling import degeneration, generate
