@@ -204,5 +204,5 @@ def merge(config: DecoderConfig, params: dict, adapter: Adapter) -> dict:
     layers = dict(params["layers"])
     for name, target in adapter.items():
         delta = jnp.einsum("l,l...ir,l...ro->l...io", target["scale"], target["a"], target["b"])
-        layers[name] = {**layers[name], "w": layers[name]["w"] + delta}
+        layers[name] = {**layers[name], "w": layers[name]["w"].astype(delta.dtype) + delta}
     return {**params, "layers": layers}

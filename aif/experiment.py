@@ -27,6 +27,7 @@ from aif.errors import BadInput
 from aif.log import Progress
 from aif.material import Material
 from aif.meaning import meaning
+from aif.models.quantised import in_few_bits
 from aif.models.weights import fingerprint
 from aif.objectives import Objective, Unfitted
 from aif.plugins import plugin
@@ -166,6 +167,8 @@ class Experiment(Material):
         """Trainable values of a new run: an adapter, or a copy of all parameters."""
         a = self.config.adapter
         if a.kind == "full":
+            if in_few_bits(self.base.params):
+                raise BadInput(f"adapter.kind: weights of {self.config.model.source} are frozen in few bits; take lora")
             return self.base.params
         key = jax.random.fold_in(jax.random.key(seed), 1)
         if a.kind == "vector":

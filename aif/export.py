@@ -20,6 +20,7 @@ from aif.models.decoder import TARGETS, DecoderConfig
 from aif.models.folder import MAX_SHARD, write_folder
 from aif.models.hub import LM
 from aif.models.names import Place, hf_names
+from aif.models.quantised import floats
 from aif.models.weights import placed, read_folder
 from aif.types import Adapter
 
@@ -47,7 +48,7 @@ def export_merged(
       BadInput: the folder is not empty, the adapter holds a steering vector, or the size is none.
       RuntimeError: what is read again gives other logits than the merged weights, or those than the adapter.
     """
-    params, rest = changed(lm.params, adapter or {})
+    params, rest = changed(floats(lm.params), adapter or {})
     merged = replace(lm, params=merge(lm.config, params, rest or {}))
     write_folder(out, lm.config, merged.params, lm.tokenizer, max_shard=max_shard)
     written = _logits(merged)

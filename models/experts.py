@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from .layers import activation
+from .layers import Layer, activation
 
 
 def route(
@@ -28,7 +28,7 @@ def route(
 
 
 def expert_linear(
-    x: Float[Array, "M I"], sizes: Int[Array, "E"], layer: dict[str, Array], lora: dict[str, Array] | None
+    x: Float[Array, "M I"], sizes: Int[Array, "E"], layer: Layer, lora: dict[str, Array] | None
 ) -> Float[Array, "M O"]:
     """`linear` where the first sizes[0] rows meet expert 0, the next sizes[1] expert 1, and so on."""
     y = jax.lax.ragged_dot(x, layer["w"].astype(x.dtype), sizes)

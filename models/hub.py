@@ -22,12 +22,13 @@ from jaxtyping import Float, Int
 from aif.types import BadInput, Output, Params
 
 from .catalogue import CATALOGUE, fetch
-from .decoder import DecoderConfig, logits, shapes
+from .decoder import TARGETS, DecoderConfig, logits, shapes
 from .decoder import forward as _forward
 from .families import BYTE_VOCAB, SIZES, from_hf
 from .gguf import gguf_config, read_gguf, read_header
 from .gguf_tokenizer import fast_tokenizer, gguf_tokenizer
 from .published import PUBLISHED
+from .quantised import KINDS, quantised
 from .weights import Build, combined, folder_config, folder_tensors, marked, placed, read_folder, whole
 
 _TEMPLATE = (
@@ -70,7 +71,8 @@ def load(
 
     Args:
       source: a catalogue name (`smollm2-135m`, fetched when absent), a random size (`tiny-random`, or with a seed
-        `tiny-random:7`), a Hugging Face folder, a `.gguf` file, or a Hub id `owner/name`.
+        `tiny-random:7`), a Hugging Face folder, a `.gguf` file, or a Hub id `owner/name`. With `@int8` or `@nf4` after
+        it, the linear layers are kept in few bits (`quantised`), as the frozen base of adapters.
       compute_dtype: type of the matrix products; parameters stay float32.
       chat_template: file of a template that takes the place of the tokenizer's own, or of one that is missing.
       put: path and host array of a parameter -> the array on devices; the default device when left out.
@@ -84,12 +86,15 @@ def load(
         """Onto the device at once: the host holds a piece of a leaf, or one leaf where several devices share it."""
         if put is None:
             leaf, marks[path] = placed(path, shape, build)
-            return leaf
+            return quantised(leaf, bits) if bits and path[-1] == "w" and path[-2] in TARGETS else leaf
         leaf = whole(path, shape, build)
         marks[path] = marked(path, leaf)
         return put(path, leaf)
 
-    name, _, seed = source.partition(":")
+    plain, bits = _stored_as(source)
+    if bits and put is not None:
+        raise BadInput(f"{source}: weights in few bits lie on one device; take {plain} for a mesh")
+    name, _, seed = plain.partition(":")
     if name in SIZES:
         if seed and not re.fullmatch(r"\d{1,9}", seed):
             raise BadInput(f"{source}: {seed!r} is not a seed; write {name}:0 with a number of up to nine digits")
@@ -102,7 +107,7 @@ def load(
             lambda path, x: keep(names(path), x.shape, np.asarray(x).__getitem__), drawn
         )
     else:
-        path = _locate(source)
+        path = _locate(plain)
         if path.is_dir():
             with ThreadPoolExecutor(1) as beside:  # transformers is imported meanwhile
                 reading = beside.submit(folder_tokenizer, path, folder_config(path))
@@ -112,7 +117,15 @@ def load(
             config, params, tokenizer = read_gguf(path, keep)
     if chat_template is not None:
         tokenizer.chat_template = _template(Path(chat_template))
+    if bits:
+        marks["bits",] = bits
     return LM(config, params, tokenizer, source, combined(marks), compute_dtype)
+
+
+def _stored_as(source: str) -> tuple[str, str]:
+    """A source without the name of the few bits that its weights are to be kept in, and that name, or nothing."""
+    plain, at, bits = source.rpartition("@")
+    return (plain, bits) if at and bits in KINDS else (source, "")
 
 
 def _template(path: Path) -> str:
@@ -231,9 +244,10 @@ def sizes(source: str) -> tuple[DecoderConfig, Any]:
 
 def inspect(source: str) -> dict[str, Any]:
     """Facts about a model, read from headers alone: no weights are loaded, and from the Hub none are downloaded."""
+    facts: dict[str, Any] = {"source": source}
+    source = _stored_as(source)[0]
     name = source.partition(":")[0]
     tensors: dict[str, Any] = {}
-    facts: dict[str, Any] = {"source": source}
     if name in SIZES:
         config, tokenizer = SIZES[name], byte_tokenizer()
     else:

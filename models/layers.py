@@ -15,6 +15,9 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int, Num
 
+from .quantised import Quantised
+
+Layer = dict[str, Array | Quantised]  # the weight "w" of a linear layer, and its bias "b" if it has one
 KEPT = "kept"  # the name of what the remat policy `linear` does not compute again
 
 
@@ -30,13 +33,13 @@ def rms_norm(x: Float[Array, "*shape D"], gain: Float[Array, "D"], eps: float) -
     return (normed * gain.astype(jnp.float32)).astype(x.dtype)
 
 
-def linear(x: Float[Array, "M I"], layer: dict[str, Array], lora: dict[str, Array] | None) -> Float[Array, "M O"]:
+def linear(x: Float[Array, "M I"], layer: Layer, lora: dict[str, Array] | None) -> Float[Array, "M O"]:
     """x W (+ bias) + scale (x A) B."""
     return linears(x, [layer], [lora])[0]
 
 
 def linears(
-    x: Float[Array, "M I"], layers: Sequence[dict[str, Array]], loras: Sequence[dict[str, Array] | None]
+    x: Float[Array, "M I"], layers: Sequence[Layer], loras: Sequence[dict[str, Array] | None]
 ) -> list[Float[Array, "M _"]]:
     """x W_k (+ bias_k) + scale_k (x A_k) B_k for several layers k of one input.
 
