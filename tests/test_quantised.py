@@ -53,6 +53,13 @@ def test_nf4_is_the_nearest_of_16_levels(weights):
     assert found.codes.nbytes == weights.size / 2 and found.shape == weights.shape
 
 
+def test_nf4_is_that_of_bitsandbytes():
+    """Golden numbers of `golden/make_nf4.py`, bit for bit; weights are stored `[out, in]` there."""
+    golden = np.load(Path(__file__).parent / "golden" / "nf4.npz")
+    found = quantised(jnp.asarray(golden["weights"].T), "nf4")
+    np.testing.assert_array_equal(np.asarray(found.astype(jnp.float32)).T, golden["again"])
+
+
 @pytest.mark.parametrize("name", ["tiny-random", "tiny-random-qwen2", "tiny-random-gemma3", "tiny-random-moe"])
 @pytest.mark.parametrize(("bits", "most"), [("int8", 1e-4), ("nf4", 2e-2)])
 def test_predictions_stay_near_in_nats(name, bits, most):
