@@ -1,6 +1,6 @@
 """Write nf4.npz: weights and what bitsandbytes makes of them in NF4, 64 numbers of an output's row sharing a scale.
 
-    .venv-torch/bin/pip install bitsandbytes && .venv-torch/bin/python tests/golden/make_nf4.py
+.venv-torch/bin/pip install bitsandbytes && .venv-torch/bin/python tests/golden/make_nf4.py
 """
 
 from __future__ import annotations
