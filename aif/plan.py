@@ -88,7 +88,6 @@ def plan(config: Config, arm: str | None = None) -> Plan:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None  # XLA:CPU tells both
     given = [per_device(x) for x in (base.params, state.trainable, state.optimizer)]
-    given[0] = 0 if full else given[0]  # the trained values are the weights
     spare = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
     return Plan(
         1 if mesh is None else mesh.size,
