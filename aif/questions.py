@@ -48,7 +48,8 @@ def check_question(question: Question, config: Config, where: str) -> None:
     if question.arm == baseline:
         raise BadInput(f"{where}.arm: {baseline!r} cannot be compared with itself; name another arm or baseline")
     module, _ = plugin("basins", question.metric, config.measure[question.metric], f"{where}.metric")
-    names: list[str] = [*getattr(module, "QUANTITIES", ())]
+    patterns: list[str] = [*getattr(module, "QUANTITIES", ())]
+    names = [*dict.fromkeys(p.format(arm=arm) for p in patterns for arm in config.arms)]
     if question.quantity not in names:
         raise BadInput(
             f"{where}.quantity: {question.metric} has no number {question.quantity!r}"

@@ -163,6 +163,14 @@ def test_answers_are_in_the_order_of_the_questions():
     assert two.id == "efficiency: minimum loss, efe against sft" and "not measured" in two.reason
 
 
+def test_a_question_may_name_the_solution_that_a_pair_is_measured_with():
+    asked = {"metric": "geometry", "quantity": "cosine with dpo", "arm": "efe", "baseline": "sft", "direction": "lower"}
+    measure = {**CONFIG["measure"], "geometry": {}}
+    assert check({**CONFIG, "measure": measure, "questions": [asked]}).questions[0].quantity == "cosine with dpo"
+    with pytest.raises(BadInput, match="geometry has no number 'cosine with dpx', did you mean 'cosine with dpo'"):
+        check({**CONFIG, "measure": measure, "questions": [{**asked, "quantity": "cosine with dpx"}]})
+
+
 @pytest.mark.parametrize(
     "change,said",
     [

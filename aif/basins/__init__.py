@@ -1,7 +1,8 @@
 """Basin metrics: one file each. A metric turns solutions into `Measured` quantities with per-row contributions.
 
 A file of this folder that defines `Options` and `measure(bench, options)` is a metric that configs can name. It lists
-its scalars in `QUANTITIES`, so that a question about one can be checked before anything is trained.
+its scalars in `QUANTITIES`, so that a question about one can be checked before anything is trained; `{arm}` stands
+for the name of each arm.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from aif.basins import Bench, Measured, ratio
 from aif.basins.geometry import about, pairs
 from aif.basins.scoring import grid_losses
 
-QUANTITIES: tuple[str, ...] = ()  # named after the solutions they join: `barrier from NAME`
+QUANTITIES = ("barrier from {arm}",)  # of every solution from those before it
 
 
 class Options(BaseModel, extra="forbid"):

@@ -24,7 +24,7 @@ from aif.basins import Bench, Measured, Subject, weighted_mean
 from aif.basins.norms import moved, twins_of
 from aif.types import Adapter
 
-QUANTITIES: tuple[str, ...] = ()  # named after the solutions they compare: `cosine with NAME`, `overlap with NAME`
+QUANTITIES = ("cosine with {arm}", "overlap with {arm}")  # of every solution with those before it
 
 
 class Options(BaseModel, extra="forbid"):
