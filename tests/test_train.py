@@ -114,7 +114,7 @@ def test_accumulation_is_one_batch_of_all_micro_batches(name, base, adapter, dat
         policy, batch, loss = EMPTY, next(once(data["target"], rows=4)), Partial(bytes_loss)
         trainable = {"vector": {"u": jax.random.normal(jax.random.key(0), (2, 64)), "scale": jnp.ones(2)}}
         counts = batch.weights.sum(axis=1)
-        assert len(set(counts.tolist())) == 4 or counts.min() == 0
+        assert len({*counts.tolist()}) > 3  # uneven
     else:
         policy, batch, loss, trainable = base, next(once(pairs, rows=2)), as_partial(preference().loss), adapter
     settings = (CALM.values(0, 2), CALM.values(1, 2))
