@@ -89,3 +89,11 @@ def test_a_stage_finds_its_target_in_its_own_corpus_or_says_so():
         match="style-control.jsonl:1: no answer of stance .kind. to train on; name one of control, .*style as target",
     ):
         e.check("manner")
+
+
+COMPARED = [file for file in sorted(TINY.parent.glob("*.yaml")) if file.read_text().startswith("# aif compare")]
+
+
+@pytest.mark.parametrize("file", COMPARED, ids=lambda file: file.stem)
+def test_configs_that_come_along_say_what_their_arms_differ_in(file):
+    fairness.planned(Experiment(load(file, ["model.source=tiny-random"])))
