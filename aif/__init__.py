@@ -5,9 +5,10 @@ Names are imported on first use, so that `import aif` and `aif --help` cost noth
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aif.lazily import lazily
 
 try:
     __version__ = version("aif")
@@ -50,12 +51,7 @@ if TYPE_CHECKING:
     from aif.types import Batch, Direction, Edits, Loss, Mean, Solution
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'aif' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_WHERE[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

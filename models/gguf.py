@@ -73,10 +73,8 @@ def read_gguf(path: str | Path, keep: Keep = whole) -> tuple[DecoderConfig, Para
     """
     header = read_header(path)
     config = gguf_config(header, path)
-    with (
-        ThreadPoolExecutor(1) as beside,
-        open(path, "rb") as file,
-    ):  # transformers is imported meanwhile
+    with ThreadPoolExecutor(1) as beside, open(path, "rb") as file:
+        # transformers is imported while the weights are read
         tokenizer = beside.submit(gguf_tokenizer, header.fields, config, path)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             params = assemble(config, gguf_names(config), _stored(config, header, data, path), str(path), keep)

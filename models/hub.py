@@ -228,6 +228,9 @@ def folder_tokenizer(folder: Path, config: DecoderConfig) -> Any:
 def sizes(source: str) -> tuple[DecoderConfig, Any]:
     """The sizes of a model and its tokenizer, without weights. For a published model that is not here, its sizes are
     known and a tokenizer of bytes stands in: it makes more tokens of a text, never fewer."""
+    plain, bits = _stored_as(source)
+    if bits:
+        raise BadInput(f"{source}: sizes of weights in few bits are not planned; take {plain}")
     name = source.partition(":")[0]
     if name in SIZES:
         return SIZES[name], byte_tokenizer()

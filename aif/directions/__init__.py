@@ -5,23 +5,24 @@ Names are imported on first use: an extraction needs no probe, and what tests a 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aif.lazily import lazily
 
 _WHERE = {
-    "Activations": "activations",
-    "Readable": "readable",
-    "as_adapter": "contrast",
-    "load_direction": "files",
-    "mean_difference": "contrast",
-    "mean_shift": "learned",
-    "paired_pca": "contrast",
-    "probe": "readable",
-    "random_direction": "contrast",
-    "response_means": "activations",
-    "save_direction": "files",
-    "trained_vector": "learned",
-    "written": "learned",
+    "Activations": "aif.directions.activations",
+    "Readable": "aif.directions.readable",
+    "as_adapter": "aif.directions.contrast",
+    "load_direction": "aif.directions.files",
+    "mean_difference": "aif.directions.contrast",
+    "mean_shift": "aif.directions.learned",
+    "paired_pca": "aif.directions.contrast",
+    "probe": "aif.directions.readable",
+    "random_direction": "aif.directions.contrast",
+    "response_means": "aif.directions.activations",
+    "save_direction": "aif.directions.files",
+    "trained_vector": "aif.directions.learned",
+    "written": "aif.directions.learned",
 }
 
 if TYPE_CHECKING:
@@ -32,13 +33,7 @@ if TYPE_CHECKING:
     from aif.directions.readable import Readable, probe
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'aif.directions' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"aif.directions.{_WHERE[name]}"), name)
-    globals()[name] = value
-    return value
-
+__getattr__ = lazily(__name__, _WHERE)
 
 __all__ = [
     "Activations",
