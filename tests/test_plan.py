@@ -67,7 +67,8 @@ import dataclasses, json, sys
 from aif.config import check
 from aif.plan import plan
 config = json.loads(sys.argv[1])
-found = [plan(check(c)) for c in (config, {**config, "mesh": {"fsdp": 2}})]
+others = ({"mesh": {"fsdp": 2}}, {"adapter": {"kind": "full"}})
+found = [plan(check({**config, **other})) for other in ({}, *others)]
 print(json.dumps([dataclasses.asdict(p) for p in found]))
 """
 
@@ -79,7 +80,7 @@ def test_a_plan_knows_its_arrays():
     run = [sys.executable, "-c", SCRIPT, json.dumps(CONFIG)]
     done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two = json.loads(done.stdout)
+    one, two, full = json.loads(done.stdout)
     config, _ = sizes("tiny-random")
     D, L, q, kv, ff = config.width, config.layers, 64, 32, config.ff
     layer = 2 * D * q + 2 * D * kv + 3 * D * ff + 2 * D
@@ -92,6 +93,7 @@ def test_a_plan_knows_its_arrays():
     assert two["devices"] == 2 and 2 * split + 4 * norms <= two["weights"] <= 2 * split + 4 * norms + 4 * D
     assert abs(two["flops"] / one["flops"] - 1) < 0.05  # chunks of the head are filled up differently
     assert two["collectives"]["all-gather"][1] > 0
+    assert full["trained"] == full["weights"] == one["weights"]  # the reference stays beside what is trained
 
 
 def test_what_cannot_be_planned():
