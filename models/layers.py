@@ -7,6 +7,7 @@ Norms, rotary angles and softmax are computed in float32 whatever the compute dt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,32 @@ def rms_norm(x: Float[Array, "*shape D"], gain: Float[Array, "D"], eps: float) -
     return (normed * gain.astype(jnp.float32)).astype(x.dtype)
 
 
+def product(x: Float[Array, "M I"], w: Any) -> Float[Array, "M O"]:
+    """x W in x's type. Narrow types are summed in float32 and rounded once, here and in the gradient: matrix units do
+    so by themselves, and XLA uses a CPU's (AMX) for bfloat16 only where float32 is returned."""
+    w = w.astype(x.dtype)
+    return x @ w if x.dtype == jnp.float32 else _narrow_product(x, w)
+
+
+def _summed_wide(x: Array, w: Array, *, over: tuple[int, int]) -> Array:
+    """Their product over an axis of either. Transposing a factor first would cost the CPU its matrix unit."""
+    axes = (((over[0],), (over[1],)), ((), ()))
+    return jax.lax.dot_general(x, w, axes, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _narrow_product(x: Array, w: Array) -> Array:
+    return _summed_wide(x, w, over=(1, 0))
+
+
+def _narrow_product_backward(factors: tuple[Array, Array], ct: Array) -> tuple[Array, Array]:
+    x, w = factors
+    return _summed_wide(ct, w, over=(1, 1)), _summed_wide(x, ct, over=(0, 0))
+
+
+_narrow_product.defvjp(lambda x, w: (_narrow_product(x, w), (x, w)), _narrow_product_backward)
+
+
 def linear(x: Float[Array, "M I"], layer: Layer, lora: dict[str, Array] | None) -> Float[Array, "M O"]:
     """x W (+ bias) + scale (x A) B."""
     return linears(x, [layer], [lora])[0]
@@ -46,15 +73,15 @@ def linears(
     The low-rank product keeps its brackets, so neither A B nor the dense gradient of W ever exists, and the layers' A
     stand side by side in one product. `scale` is a constant of the adapter: no gradient flows to it.
     """
-    out = [x @ layer["w"].astype(x.dtype) for layer in layers]
+    out = [product(x, layer["w"]) for layer in layers]
     out = [y + layer["b"].astype(x.dtype) if "b" in layer else y for y, layer in zip(out, layers, strict=True)]
     given = [(k, lora) for k, lora in enumerate(loras) if lora is not None]
     if given:
-        low = kept(x @ jnp.concatenate([lora["a"] for _, lora in given], axis=1).astype(x.dtype))
+        low = kept(product(x, jnp.concatenate([lora["a"] for _, lora in given], axis=1)))
         ends = np.cumsum([lora["a"].shape[1] for _, lora in given])[:-1]
         for (k, lora), part in zip(given, jnp.split(low, ends, axis=1), strict=True):
             scale = jax.lax.stop_gradient(lora["scale"]).astype(x.dtype)
-            out[k] = out[k] + (part * scale) @ lora["b"].astype(x.dtype)
+            out[k] = out[k] + product(part * scale, lora["b"])
     return [kept(y) for y in out]
 
 

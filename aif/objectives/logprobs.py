@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from aif.batches import Dataset, once
 from aif.models.decoder import Head
+from aif.models.layers import product
 from aif.policy import Policy
 from aif.sharding import host, shared
 from aif.types import Batch
@@ -164,7 +165,7 @@ def _forward(hidden, head, targets, chunk, cap):
         picked = jnp.take_along_axis(logits, t[:, None], axis=1)
         lse = top + jnp.log(mass)
         own = _times_slope(head[t].astype(h.dtype), picked, cap)
-        mean = _times_slope(tilt, logits, cap).astype(h.dtype) @ head.astype(h.dtype) / mass.astype(h.dtype)
+        mean = product(_times_slope(tilt, logits, cap).astype(h.dtype), head) / mass.astype(h.dtype)
         return (picked - lse)[:, 0], own - mean, lse[:, 0]
 
     logps, slope, lse = (chunks.joined(x) for x in jax.lax.map(score, (chunks.split(hidden), chunks.split(targets))))
