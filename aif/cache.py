@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif.checkpoint import fingerprint, load_arrays, save_arrays
+from aif.checkpoint import WAYPOINTS, fingerprint, load_arrays, save_arrays
 from aif.errors import BadInput
 from aif.sharding import host
 
@@ -110,6 +110,8 @@ def _copy(source: Path, place: Path) -> None:
     temporary.mkdir(parents=True)
     for name in STAGE:
         shutil.copyfile(source / name, temporary / name)
+    if (source / WAYPOINTS).exists():
+        shutil.copytree(source / WAYPOINTS, temporary / WAYPOINTS)
     try:
         temporary.rename(place)
     except OSError:  # it has appeared meanwhile

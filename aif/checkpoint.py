@@ -15,6 +15,8 @@ import shutil
 import socket
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from jax import Array
 
 from aif.errors import BadInput
 from aif.processes import alone
-from aif.sharding import spread
+from aif.sharding import host, spread
 from aif.types import State
+
+WAYPOINTS = "waypoints"  # the folder of a stage that they lie in
 
 
 def fingerprint(tree: Any) -> list[int]:
@@ -143,6 +147,32 @@ class Checkpoints:
         """Wait for the last save and let go of the folder."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+@dataclass
+class Waypoints:
+    """What was trained after some steps of a stage: in its folder, so that a run that goes on has the earlier ones too,
+    or in memory for a stage without a folder."""
+
+    folder: Path | None
+    held: dict[int, Any] = field(default_factory=dict)
+
+    def keep(self, step: int, trainable: Any) -> None:
+        """Keep the values as they are after this step."""
+        whole = jax.tree.map(host, trainable)
+        if self.folder is None:
+            self.held[step] = whole
+            return
+        place = self.folder / WAYPOINTS
+        place.mkdir(parents=True, exist_ok=True)
+        alone(partial(save_arrays, place / f"{step}.safetensors", whole, {"step": step}))
+
+    def read(self) -> dict[int, Any]:
+        """Every one of them, by step."""
+        if self.folder is None:
+            return self.held
+        found = (self.folder / WAYPOINTS).glob("*.safetensors")
+        return {int(path.stem): load_arrays(path)[0] for path in sorted(found, key=lambda path: int(path.stem))}
 
 
 def _without_key(state: State) -> dict[str, Any]:

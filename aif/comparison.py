@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def compare(
     with run.phase("direction"):
         activations, direction, layer = extract(run)
     subjects = subjects_of(run, trained, as_adapter(direction, layer))
-    measured = measure(run, make_bench(run, subjects))
+    measured = measure(run, make_bench(run, subjects, paths_of(run, trained)))
     with run.phase("samples"):
         samples = sampled(run, direction, activations, layer)
     with run.phase("budget"):
@@ -236,6 +237,7 @@ def measure(run: Comparison, bench: Bench) -> list[Measured]:
         "config": {k: v for k, v in config.model_dump(mode="json").items() if k not in HARMLESS},
         "corpus": e.corpus.sha256,
         "subjects": [(s.name, s.seed, s.control, digest(s.adapter)) for s in bench.subjects],
+        "waypoints": config.checkpoint.waypoints,
     }
     out: list[Measured] = []
     for metric, options in config.measure.items():
@@ -282,8 +284,21 @@ def sampled(run: Comparison, direction: Direction, activations: Activations, lay
     return [records.Sample(**s) for s in e.cache.record("samples", identity, make)]
 
 
-def make_bench(run: Comparison, subjects: list[Subject]) -> Bench:
-    """Held-out data and the subjects, for the metrics. With `corpus.domains`, all other domains count as held out."""
+def paths_of(run: Comparison, trained: dict[int, dict[str, Trained]]) -> dict[tuple[str, int], dict[int, Any]]:
+    """Where every arm was after some of its steps, from its start on, if waypoints were kept."""
+    e, out = run.experiment, {}
+    as_solution = partial(change, base=e.base.params) if run.config.adapter.kind == "full" else lambda values: values
+    for seed, stages in trained.items():
+        start = stages["start"].trainable if "start" in stages else e.fresh(seed)
+        for arm, stage in stages.items():
+            if arm != "start" and stage.waypoints:
+                way = {0: start, **stage.waypoints, len(stage.lines): stage.trainable}
+                out[arm, seed] = {step: as_solution(values) for step, values in way.items()}
+    return out
+
+
+def make_bench(run: Comparison, subjects: list[Subject], paths: dict[tuple[str, int], dict[int, Any]]) -> Bench:
+    """Held-out data, the subjects and their paths. With `corpus.domains`, all other domains count as held out."""
     e, c = run.experiment, run.config.corpus
     asked = e.rows(c.heldout)
     inside = [k for k, row in enumerate(asked) if not c.domains or row.domain in c.domains]
@@ -322,6 +337,7 @@ def make_bench(run: Comparison, subjects: list[Subject]) -> Bench:
         shown=e.rows(*c.train),
         asked=[asked[k] for k in inside],
         further=further,
+        paths=paths,
         say=run.progress.say,
         note=run.notes.append,
     )

@@ -182,6 +182,9 @@ class Question(Section):
 class CheckpointSection(Section):
     every: PositiveInt = 50
     keep: PositiveInt = 3
+    waypoints: int = Field(
+        default=0, ge=0, description="steps of every arm after which its values are kept, for its path in geometry"
+    )
 
 
 class LogSection(Section):

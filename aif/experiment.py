@@ -214,6 +214,7 @@ class Experiment(Material):
             full=c.adapter.kind == "full",
             checkpoint_every=c.checkpoint.every,
             keep=c.checkpoint.keep,
+            waypoints=c.checkpoint.waypoints,
             log_every=c.log.every,
             tensorboard=c.log.tensorboard,
         )

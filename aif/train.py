@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from jax.tree_util import Partial
 
 from aif.batches import Dataset, once
 from aif.budget import Budget
-from aif.checkpoint import Checkpoints, load_arrays, save_arrays
+from aif.checkpoint import Checkpoints, Waypoints, load_arrays, save_arrays
 from aif.errors import BadInput
 from aif.log import Metrics, Progress, read_metrics
 from aif.meaning import DATA, agree, meaning
@@ -114,7 +114,8 @@ def _shares(run: Callable[[Batch], Loss], batches: Batch) -> list[Array]:
 class Settings:
     """How a stage is trained. Everything but `checkpoint_every`, `keep` and `log_every` decides its result.
 
-    `steps` are the most there are; a budget of tokens or of KL ends the stage when it is spent.
+    `steps` are the most there are; a budget of tokens or of KL ends the stage when it is spent. `waypoints` of them,
+    evenly spread, are kept with what was trained by then.
     """
 
     steps: int
@@ -128,22 +129,31 @@ class Settings:
     keep: int = 3
     log_every: int = 1
     tensorboard: bool = False
+    waypoints: int = 0
 
     @property
     def semantic(self) -> dict[str, Any]:
         """The part that a resumed run must share."""
         harmless = ("checkpoint_every", "keep", "log_every", "tensorboard")
+        harmless = harmless if self.waypoints else (*harmless, "waypoints")
         return {k: v for k, v in asdict(self).items() if k not in harmless}
+
+    @property
+    def marks(self) -> set[int]:
+        """The steps after which a waypoint is kept."""
+        return {-(-k * self.steps // self.waypoints) for k in range(1, self.waypoints + 1)}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage ended with: trainable values, its log lines, tokens seen and wall seconds of its steps."""
+    """What a stage ended with: trainable values, its log lines, tokens seen and wall seconds of its steps; and what was
+    trained after some of its steps, where the settings ask for waypoints."""
 
     trainable: Any
     lines: list[dict[str, float]]
     tokens: int
     seconds: float
+    waypoints: dict[int, Any] = field(default_factory=dict)
 
 
 def prepared(objective: Objective, reference: Policy, data: Dataset, *, rows: int, key: Array) -> Dataset:
@@ -224,14 +234,17 @@ def stage(
     if folder is not None:
         metrics = Metrics(folder, tensorboard=settings.tensorboard, resumed_at=int(state.step))
     try:
-        run = _Loop(base, objective, data, reference, settings, checkpoints, metrics, progress, name, meant, distance)
+        run = _Loop(
+            *(base, objective, data, reference, settings, checkpoints, metrics, progress, name, meant, distance),
+            Waypoints(folder),
+        )
         state = run(state, position)
     finally:
         if checkpoints is not None:
             checkpoints.close()
         if metrics is not None:
             metrics.close()
-    trained = _trained(state.trainable, run.lines)
+    trained = _trained(state.trainable, run.lines, run.waypoints.read())
     if folder is not None:
         about = {"name": name, "meant": meant, "about": objective.about}
         whole = jax.tree.map(host, state.trainable)
@@ -261,6 +274,7 @@ class _Loop:
     name: str
     meant: dict[str, Any]
     distance: Callable[[Policy], float] | None = None
+    waypoints: Waypoints = field(default_factory=lambda: Waypoints(None))
 
     def __call__(self, state: State, position: dict | None) -> State:
         s = self.settings
@@ -289,6 +303,8 @@ class _Loop:
                     assert self.distance is not None
                     seen["kl_from_reference"] = self.distance(attach(self.base, state.trainable, s.full))
                 self._log(number + 1, log, seen, at)
+                if number + 1 in s.marks:
+                    self.waypoints.keep(number + 1, state.trainable)
                 last, status = number + 1 == s.steps, stop.asked(number)
                 whole = last or (number + 1) % source.updates == 0  # a rollout is not cut in two
                 if self.checkpoints and whole and (last or status or (number + 1) % s.checkpoint_every == 0):
@@ -331,8 +347,9 @@ def _finished(folder: Path, meant: dict[str, Any], new_data: bool, mesh: Mesh | 
     """The result of a stage that ended earlier."""
     trainable, metadata = load_arrays(folder / "trained.safetensors")
     agree(metadata["meant"], meant, folder, new_data)
-    return _trained(place(trainable, mesh), read_metrics(folder / "metrics.jsonl"))
+    return _trained(place(trainable, mesh), read_metrics(folder / "metrics.jsonl"), Waypoints(folder).read())
 
 
-def _trained(trainable: Any, lines: list[dict[str, float]]) -> Trained:
-    return Trained(trainable, lines, int(sum(x["tokens"] for x in lines)), float(sum(x["seconds"] for x in lines)))
+def _trained(trainable: Any, lines: list[dict[str, float]], waypoints: dict[int, Any]) -> Trained:
+    tokens, seconds = (sum(x[name] for x in lines) for name in ("tokens", "seconds"))
+    return Trained(trainable, lines, int(tokens), float(seconds), waypoints)

@@ -7,6 +7,9 @@ increasing volume at low coherence (more prompts, fewer passes) train the same a
 resultant length R of the trained answers against the other answers to the same prompts. The effect is the gain of the
 target's log-odds over the other stances, nats per token, on domains that were never trained on; intervals are bootstrap
 over prompts, paired across corpora, and over seeds.
+
+Which basin is selected: the cosine of every solution with that of the pure corpus and with that of a corpus without any
+target answer, over weight changes, resampled over weight matrices and seeds.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif.basins.generality import log_odds
+from aif.basins.geometry import alignment, cosine
 from aif.basins.scoring import losses
 from aif.batches import build, evenly
+from aif.checkpoint import load_arrays, save_arrays
 from aif.config import check
 from aif.corpus import Conversation
 from aif.corpus.tiers import target_of
@@ -108,8 +113,34 @@ def effects(e: Experiment, rows: list[Conversation], mixes: list[Mix], seeds: li
                     "epochs": trained.tokens / size(data),
                 }
                 progress.say(f"{key}: {np.mean(after - before):+.4f} nats/token, {time.monotonic() - began:.0f} s")
+                save_arrays(solution(out, key), trained.trainable, {"corpus": key})
                 file.write_text(json.dumps(done, indent=1))
     return done
+
+
+def solution(out: Path, key: str) -> Path:
+    return out / f"{key}.safetensors"
+
+
+def selected(poles: list[Mix], mixes: list[Mix], seeds: list[int], out: Path) -> dict[str, dict]:
+    """Cosines of every mix with the two pure ones (no target, all target), and their difference, with intervals."""
+    read = lambda mix, seed: load_arrays(solution(out, f"{mix.name}, seed {seed}"))[0]  # noqa: E731
+    flat = lambda x, y: {k: v.ravel() for k, v in alignment(x, y).items()}  # noqa: E731
+    found: dict[str, dict] = {}
+    for mix in dict.fromkeys([*poles[:1], *mixes]):
+        parts = {
+            name: [flat(read(mix, s), read(pole, s)) for s in seeds]
+            for name, pole in zip(("others", "target"), poles, strict=True)
+        }
+        of_matrices, of_seeds = draws(len(seeds), len(parts["target"][0]["both"]))
+        samples, plain = {}, {}
+        for name, each in parts.items():
+            plain[name] = float(np.mean([cosine(np.ones(of_matrices.shape[1]), **p) for p in each]))
+            resampled = np.stack([[cosine(w, **p) for w in of_matrices] for p in each], axis=1)
+            samples[name] = (of_seeds * resampled).sum(axis=1)
+        samples["lead"], plain["lead"] = samples["target"] - samples["others"], plain["target"] - plain["others"]
+        found[mix.name] = {name: {"value": plain[name], "interval": interval(x)} for name, x in samples.items()}
+    return found
 
 
 def size(data: Any) -> int:
@@ -191,7 +222,11 @@ def plotted(found: dict[str, Any], axes: dict[str, list[Mix]], path: Path) -> No
 
 
 def printed(found: dict[str, Any]) -> None:
-    print(f"R at layer {found['layer']}; {found['held-out prompts']} held-out prompts, seeds {found['seeds']}\n")
+    with_interval = lambda p: f"{p['value']:.3f} [{p['interval'][0]:.3f}, {p['interval'][1]:.3f}]"  # noqa: E731
+    print("| corpus | cosine with all target | with no target | the former minus the latter |\n|---|---|---|---|")
+    for name, p in found["selected"].items():
+        print(f"| {name} | {' | '.join(with_interval(p[k]) for k in ('target', 'others', 'lead'))} |")
+    print(f"\nR at layer {found['layer']}; {found['held-out prompts']} held-out prompts, seeds {found['seeds']}\n")
     print("| corpus | epochs | R (95 % of null) | effect, nats/token [95 %] |\n|---|---|---|---|")
     for name, p in found["points"].items():
         low, high = p["interval"]
@@ -237,9 +272,11 @@ def main() -> None:
         "volume": [Mix(n, args.low) for n in sorted(args.prompts)],
     }
     mixes = list(dict.fromkeys([*axes["coherence"], *axes["volume"]]))
+    poles = [Mix(most, 0.0), Mix(most, 1.0)]
     began = time.monotonic()
-    done = effects(e, rows, mixes, args.seeds, config.arms["sft"], args.out)
-    found = analysed(done, coherence_of(e, rows, mixes, args.seeds), axes, args.seeds)
+    done = effects(e, rows, list(dict.fromkeys([*mixes, *poles])), args.seeds, config.arms["sft"], args.out)
+    found = {"selected": selected(poles, axes["coherence"], args.seeds, args.out)}
+    found |= analysed(done, coherence_of(e, rows, mixes, args.seeds), axes, args.seeds)
     (args.out / "coherence.json").write_text(json.dumps(found, indent=1))
     plotted(found, axes, args.out / "coherence.html")
     printed(found)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif.adapter import between, change, effective_norm, inner, lora, merge, rescale
+from aif.adapter import between, change, effective_norm, inner, lora, merge, random_like, rescale
 from aif.basins import Bench, Subject, connectivity, context, geometry, metastability, transfer
 from aif.basins.generality import log_odds
 from aif.basins.scoring import carrying, losses
@@ -90,11 +90,43 @@ def test_overlap_is_of_spaces():
 
 
 def test_a_straight_path_has_one_component(adapter):
-    places, shares = geometry.trajectory([rescale(adapter, f) for f in (0.0, 1.0, 3.0)])
-    np.testing.assert_allclose(shares, [1.0, 0.0], atol=1e-5)
-    gaps = np.abs(np.diff(places[:, 0]))
-    np.testing.assert_allclose(gaps[1] / gaps[0], 2.0, rtol=1e-3)
-    np.testing.assert_allclose(gaps[0], effective_norm(adapter), rtol=1e-3)
+    """Points at 0, 1 and 3 times x: one component holds them, centred at 4/3, in units of the effective norm."""
+    path = [rescale(adapter, f) for f in (0.0, 1.0, 3.0)]
+    parts, variance = geometry.components(geometry.products(path), 2)
+    assert parts.shape[1:] == (3, 1)
+    own = float(effective_norm(adapter))
+    np.testing.assert_allclose(parts.sum(axis=0)[:, 0] / own, [-4 / 3, -1 / 3, 5 / 3], rtol=1e-4)
+    np.testing.assert_allclose(variance.sum(axis=0) / variance.sum(), [1.0, 0.0, 0.0], atol=1e-5)
+
+
+def test_components_are_those_of_scikit_learn(base, adapter):
+    """Products of low-rank parts alone give the PCA of the weight changes, built whole."""
+    from sklearn.decomposition import PCA
+
+    points = [random_like(adapter, key) for key in jax.random.split(jax.random.key(5), 4)]
+    whole = np.stack([dense(base, x) for x in points])
+    pca = PCA(2).fit(whole)
+    parts, variance = geometry.components(geometry.products(points), 2)
+    places = pca.transform(whole)
+    np.testing.assert_allclose(np.abs(parts.sum(axis=0)), np.abs(places), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(variance.sum(axis=0)[:2] / variance.sum(), pca.explained_variance_ratio_, rtol=1e-3)
+
+
+def test_paths_lie_in_one_plane_for_all_arms(lm, data):
+    """One arm goes along one weight and back to half, the other along the other: two components and nothing else."""
+    ways = {"a": [(0, 0.0, 0.0), (2, 4.0, 0.0), (4, 2.0, 0.0)], "b": [(0, 0.0, 0.0), (4, 0.0, 4.0)]}
+    paths = {(arm, 0): {n: vector_of(x, y) for n, x, y in way} for arm, way in ways.items()}
+    paths["a", 1] = {0: vector_of(0.0, 0.0), 4: vector_of(9.0, 9.0)}  # another seed is not drawn into it
+    policy = two_parameters(lm.config.vocab)
+    found = values(geometry.paths(bench_of(lm, policy, [], data, paths=paths)))
+    a, b = (np.stack([found[arm, f"path, component {k}"] for k in (1, 2)], axis=1) for arm in ("a", "b"))
+    lengths = lambda x: np.linalg.norm(np.diff(x, axis=0), axis=1)  # noqa: E731
+    np.testing.assert_allclose(lengths(a), [4.0, 2.0], rtol=1e-5)
+    np.testing.assert_allclose(lengths(b), [4.0], rtol=1e-5)
+    np.testing.assert_allclose(a[0], b[0], atol=1e-5)
+    share = [found["all paths", f"variance along component {k}"] for k in (1, 2)]
+    np.testing.assert_allclose(sum(share), 100.0, rtol=1e-6)
+    assert share[0] > share[1] > 0 and geometry.paths(bench_of(lm, policy, [], data)) == []
 
 
 # Connectivity

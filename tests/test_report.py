@@ -16,6 +16,7 @@ import pytest
 from aif.errors import BadInput
 from aif.report import render
 from aif.report.html import embedded
+from aif.report.paths import path_panels
 from aif.report.plots import bar_panels, curve_panels, styles
 from aif.report.tables import cosine_map, forest
 from aif.report.training import loss_panels, running_mean, term_panels
@@ -266,6 +267,22 @@ def test_figures_are_valid_plotly() -> None:
         go.Figure({"data": panel.data, "layout": panel.layout})
     control = next(t for t in panels[0].data if t.get("name") == "random lora")
     assert control["line"]["dash"] == "dash"
+
+
+def test_paths_are_drawn_in_their_plane() -> None:
+    go = pytest.importorskip("plotly.graph_objects")
+    results = synthetic()
+    about = {"metric": "geometry", "unit": "norm", "x_label": "steps", "x": [0.0, 4.0], "n": 7, "seeds": [0]}
+    flat = lambda y: {"value": y, "low": y, "high": y}  # noqa: E731
+    curves = [
+        Curve(arm=arm, quantity=f"path, component {k}", **about, **flat([0.0, k * end]))
+        for arm, end in (("efe", 1.0), ("dpo", -2.0))
+        for k in (1, 2)
+    ]
+    (panel,) = path_panels(curves, [], styles(results))
+    assert [(t["x"], t["y"]) for t in panel.data] == [([0.0, 1.0], [0.0, 2.0]), ([0.0, -2.0], [0.0, -4.0])]
+    go.Figure({"data": panel.data, "layout": panel.layout})
+    assert path_panels(results.curves, [], styles(results)) == []
 
 
 def test_norm_grids_of_different_kinds_do_not_share_a_panel() -> None:

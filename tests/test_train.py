@@ -355,6 +355,23 @@ def test_a_stage_says_what_it_did_and_says_it_again(base, fresh, data, tmp_path)
     assert same(again.trainable, kept.trainable) and again.lines == kept.lines and again.tokens == kept.tokens
 
 
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_waypoints_are_what_was_trained_by_then(where, base, fresh, data, tmp_path):
+    folder = tmp_path if where == "folder" else None
+    settings = Settings(4, Optimizer(1e-3, schedule="constant"), rows=1, waypoints=2)
+    assert settings.marks == {2, 4} and replace(settings, steps=5).marks == {3, 5}
+    assert replace(settings, waypoints=0).marks == set()
+    trained = stage(base, fresh, sft(), data["target"], settings, folder=folder)
+    half = stage(base, fresh, sft(), data["target"], replace(settings, steps=2, waypoints=0))
+    assert list(trained.waypoints) == [2, 4]
+    assert same(trained.waypoints[2], half.trainable) and same(trained.waypoints[4], trained.trainable)
+    if folder is not None:
+        again = stage(base, fresh, sft(), data["target"], settings, folder=folder)  # finished: read back
+        assert same(again.waypoints, trained.waypoints)
+        with pytest.raises(BadInput, match="another waypoints"):
+            stage(base, fresh, sft(), data["target"], replace(settings, waypoints=4), folder=folder)
+
+
 def test_the_loss_comes_down(base, fresh, data):
     settings = Settings(16, Optimizer(1e-2), rows=1)
     losses = [line["loss"] for line in stage(base, fresh, sft(), data["target"], settings).lines]

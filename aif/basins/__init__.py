@@ -7,7 +7,7 @@ for the name of each arm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -69,7 +69,8 @@ class Bench:
 
     `target` holds the target responses of held-out prompts of training domains; `alternatives` and
     `alternatives_elsewhere` hold all candidates of held-out prompts, in training domains and in held-out domains.
-    `further(subject, arm, steps)` is the solution after so many more steps of that arm's own stage.
+    `further(subject, arm, steps)` is the solution after so many more steps of that arm's own stage. `paths` holds, per
+    arm and seed, the solution after some of its steps (0 is where it started).
     """
 
     base: Policy
@@ -86,6 +87,7 @@ class Bench:
     shown: Sequence[Conversation] = ()  # rows of training prompts
     asked: Sequence[Conversation] = ()  # rows of held-out prompts
     further: Further | None = None
+    paths: Mapping[tuple[str, int], Mapping[int, Adapter]] = field(default_factory=dict)
     say: Callable[[str], None] = field(default=lambda text: None)
     note: Callable[[str], None] = field(default=lambda text: None)  # what the reader of the report must know
 

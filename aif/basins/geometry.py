@@ -6,11 +6,13 @@
 Rows are the changed matrices (one per part and layer), so an interval says how even the agreement is over the model.
 Unrelated directions of D dimensions have |cos| of about 1 / sqrt(D), and unrelated r-dimensional spaces an overlap of
 r / D: the random twin shows both. Solutions that share a first stage share its change.
+
+Where training kept waypoints, their paths are shown on the principal components of all of them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -24,6 +26,7 @@ from aif.basins import Bench, Measured, Subject, weighted_mean
 from aif.basins.norms import moved, twins_of
 from aif.types import Adapter
 
+COMPONENTS = 2  # of the paths
 QUANTITIES = ("cosine with {arm}", "overlap with {arm}")  # of every solution with those before it
 
 
@@ -53,7 +56,7 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
             value = partial(weighted_mean, sums=shared, weights=np.ones(len(shared)))
             what["rows"] = len(shared)
             out.append(Measured(quantity=f"overlap with {first.name}", unit="share", better="", value=value, **what))
-    return out
+    return out + paths(bench)
 
 
 def about(subject: Subject, row_name: str, rows: int, **more: str) -> dict[str, Any]:
@@ -104,11 +107,67 @@ def overlaps(x: Adapter, y: Adapter) -> Float[np.ndarray, "M"]:
     return np.array(found)
 
 
-def trajectory(points: list[Adapter]) -> tuple[Float[np.ndarray, "T K"], Float[np.ndarray, "K"]]:
-    """Principal components of a path of solutions, from the products between its points alone: coordinates of every
-    point, `K = T - 1` of them, and the share of the variance that each explains."""
-    gram = np.array([[sum(float(v.sum()) for v in inner(x, y).values()) for y in points] for x in points])
-    place = np.eye(len(points)) - 1 / len(points)
-    values, vectors = np.linalg.eigh(place @ gram @ place)
-    values, vectors = np.maximum(values[::-1], 0)[:-1], vectors[:, ::-1][:, :-1]
-    return vectors * np.sqrt(values), values / max(values.sum(), 1e-30)
+def paths(bench: Bench) -> list[Measured]:
+    """The ways that the arms took, in the plane that holds most of them: principal components of all their waypoints
+    together, and the share of the variance that each has. Of the first seed: another has components of its own."""
+    if not bench.paths:
+        return []
+    seed = next(iter(bench.paths))[1]
+    ways = {arm: way for (arm, s), way in bench.paths.items() if s == seed}
+    bench.say(f"geometry: paths of {', '.join(ways)}")
+    parts, variance = components(products([x for way in ways.values() for x in way.values()]), COMPONENTS)
+    what = {"metric": "geometry", "better": "", "row_name": "weight matrices", "rows": len(parts)}
+    out, first = [], 0
+    for arm, way in ways.items():
+        own, first = parts[:, first : first + len(way)], first + len(way)
+        axis = {"x": tuple(map(float, way)), "x_label": "steps", "subject": arm, "seed": seed, "control": False}
+        for k in range(own.shape[2]):
+            value = partial(summed, parts=own[:, :, k])
+            out.append(Measured(quantity=f"path, component {k + 1}", unit="norm", value=value, **axis, **what))
+    everyone = {"subject": "all paths", "seed": seed, "control": False}
+    for k in range(parts.shape[2]):
+        value = partial(share, part=variance[:, k], whole=variance.sum(axis=1))
+        out.append(Measured(quantity=f"variance along component {k + 1}", unit="%", value=value, **everyone, **what))
+    return out
+
+
+def products(points: Sequence[Adapter]) -> Float[np.ndarray, "M T T"]:
+    """<x_s, x_t> of every pair of points, per part and layer."""
+    out = None
+    for s, x in enumerate(points):
+        for t, y in enumerate(points[: s + 1]):
+            each = np.concatenate([np.asarray(v, np.float64) for v in inner(x, y).values()])
+            out = np.zeros((len(each), len(points), len(points))) if out is None else out
+            out[:, s, t] = out[:, t, s] = each
+    assert out is not None
+    return out
+
+
+def components(
+    products: Float[np.ndarray, "M T T"], count: int
+) -> tuple[Float[np.ndarray, "M T K"], Float[np.ndarray, "M T"]]:
+    """Principal components of points from their products alone, as sums over weight matrices m.
+
+    Coordinates of point t are sum_m [m, t, k] (the first `count` components that are not nothing); the variance along
+    component k is sum_m [m, k], largest first: l_k = sum_m v_k' J P_m J v_k with J = 1 - 1/T and J P J v_k = l_k v_k.
+    """
+    T = products.shape[1]
+    place = np.eye(T) - 1 / T
+    centred = place @ products @ place
+    values, vectors = np.linalg.eigh(centred.sum(axis=0))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    count = min(count, int((values > 1e-9 * max(values[0], 1e-30)).sum()))
+    parts = centred @ vectors[:, :count] / np.sqrt(values[:count])
+    places = parts.sum(axis=0)
+    parts = parts * np.sign(places[np.abs(places).argmax(axis=0), np.arange(count)])  # the farthest point is positive
+    return parts, np.einsum("tk,mts,sk->mk", vectors, centred, vectors)
+
+
+def summed(w: np.ndarray, *, parts: np.ndarray) -> Any:
+    """sum_m w_m parts_m."""
+    return w @ parts
+
+
+def share(w: np.ndarray, *, part: np.ndarray, whole: np.ndarray) -> Any:
+    """100 (w . part) / (w . whole), percent."""
+    return 100 * (w @ part) / (w @ whole)

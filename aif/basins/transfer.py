@@ -11,7 +11,6 @@ of sums over prompts. Controls: random directions with the norm of v_i at every 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from pydantic import BaseModel, Field
 from aif.adapter import rescale
 from aif.basins import Bench, Measured, Subject
 from aif.basins.generality import log_odds, unclear
-from aif.basins.geometry import about
+from aif.basins.geometry import about, share
 from aif.basins.norms import moved
 from aif.basins.scoring import carrying, grid_losses, losses
 from aif.batches import Dataset
@@ -67,11 +66,6 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
         out += _produced(bench, options, data, before, subject, direction, effect)
         out += _removed(bench, data, subject, effect, before, [(s, d) for s, d, _ in found if s.seed == subject.seed])
     return out
-
-
-def share(w: np.ndarray, *, part: np.ndarray, whole: np.ndarray) -> Any:
-    """100 (w . part) / (w . whole), percent."""
-    return 100 * (w @ part) / (w @ whole)
 
 
 def _produced(

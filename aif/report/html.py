@@ -18,6 +18,7 @@ from markupsafe import Markup
 from aif.errors import BadInput
 from aif.report import tables
 from aif.report.basin_map import map_panels
+from aif.report.paths import path_panels
 from aif.report.plots import Panel, Style, bar_panels, curve_panels, styles
 from aif.report.radar import radar_panel
 from aif.report.training import loss_panels, term_panels
@@ -134,12 +135,13 @@ def metric_sections(results: Results) -> list[dict[str, Any]]:
     names = [*(m for m in METRICS if m in found), *(m for m in found if m not in METRICS)]
     out = []
     for name in names:
-        panels: list[Panel] = curve_panels([c for c in results.curves if c.metric == name], look)
+        curves = [c for c in results.curves if c.metric == name]
+        panels: list[Panel] = curve_panels(curves, look)
         grids = {(p.title, tuple(p.names)) for p in panels}
         split = len({title for title, _ in grids}) < len(panels)
         scalars = [s for s in results.scalars if s.metric == name]
         panels = panels or bar_panels(scalars, look)
-        panels += map_panels(name, scalars, look)
+        panels += [*map_panels(name, scalars, look), *path_panels(curves, scalars, look)]
         shown = list(dict.fromkeys(n for p in panels for n in p.names))
         out.append({"name": name, "about": METRICS.get(name, ""), "panels": panels, "shown": shown, "split": split})
     return out

@@ -61,6 +61,7 @@ CURVES = {
         "KL divergence of the solution from the base model on pre-training-like text, at equal norm.", "higher"
     ),
     ("geometry", "cosine with"): Meaning("Cosine of the weight changes, layer by layer.", "", (0.0, "unrelated")),
+    ("geometry", "path, component"): Meaning("Where each arm was along a principal component of all arms' paths."),
     ("connectivity", "loss from"): Meaning("Held-out loss on the straight line; a hump is a barrier.", "lower"),
     ("transfer", "effect produced by its own shift"): Meaning(
         "Share of the solution's effect that its mean shift produces in the base model, against dose.",
