@@ -22,8 +22,7 @@ from aif.config import Config
 from aif.errors import BadInput
 from aif.experiment import Experiment
 from aif.hlo import Sent, collectives, flops
-from aif.models.decoder import shapes
-from aif.models.hub import LM, sizes
+from aif.models.hub import LM, weightless
 from aif.objectives import Unfitted
 from aif.sharding import shardings, shared
 from aif.sources import stacked
@@ -36,10 +35,8 @@ class Weightless(Experiment):
 
     @cached_property
     def lm(self) -> LM:
-        config, tokenizer = sizes(self.config.model.source)
-        struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
-        tree = jax.tree.map(struct, shapes(config), is_leaf=lambda x: isinstance(x, tuple))
-        return LM(config, placed(tree, self.mesh), tokenizer, self.config.model.source, "")
+        config, tokenizer, params = weightless(self.config.model.source)
+        return LM(config, placed(params, self.mesh), tokenizer, self.config.model.source, "")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from aif.models.decoder import DecoderConfig, Head, forward, head
-from aif.sharding import by_rows, shared, vocabulary
+from aif.sharding import by_rows, rows, shared, vocabulary
 from aif.steering import within
 from aif.types import Adapter, Batch, Edits, Output, Params, Reach, Tap
 
@@ -55,7 +54,7 @@ class Policy:
             tap=tap,
             remat=self.remat,
             compute_dtype=self.compute_dtype,
-            keep=None if self.mesh is None else partial(by_rows, mesh=self.mesh),
+            rows=rows(self.mesh),
         )
 
     @property

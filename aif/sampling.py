@@ -22,6 +22,7 @@ from aif.errors import BadInput
 from aif.models.decoder import Cache, apart, empty_cache, forward
 from aif.policy import Policy
 from aif.sharding import by_rows, everywhere
+from aif.sharding import rows as sharded
 from aif.steering import reach, reached
 from aif.types import Edits, Reach
 
@@ -179,7 +180,7 @@ def _run(policy, tokens, positions, lengths, segments, cache):
         edits=edits,
         cache=cache,
         compute_dtype=policy.compute_dtype,
-        keep=None if policy.mesh is None else partial(by_rows, mesh=policy.mesh),
+        rows=sharded(policy.mesh),
     )
     return policy.head(out.hidden[:, -1]), out.cache
 

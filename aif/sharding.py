@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from aif.errors import BadInput
+from aif.types import Rows
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes whose devices see different rows
@@ -55,7 +58,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
 def spec(path: str, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
     """How an array with this path is split: by the first rule that fits; an axis that has one device, or that does not
     divide the dimension, is left out."""
-    path = path.removesuffix("/d")  # the change of a weight lies as the weight does
+    path = re.sub(r"/(d|codes|scales)$", "", path)  # the change of a weight, or its few bits, lie as the weight does
     for pattern, axes in RULES:
         if re.search(r"(^|/)" + pattern, path) and len(axes) <= len(shape):
             lead = len(shape) - len(axes)
@@ -101,6 +104,25 @@ def stay(tree: Any, mesh: Mesh | None) -> Any:
 def by_rows(tree: Any, mesh: Mesh | None) -> Any:
     """Within a program: the tree, whose arrays' first dimension is shared among the devices of `data` and `fsdp`."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(ROWS)))
+
+
+def on_own_rows(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
+    """Within a program: the function, run by every device of `data` and `fsdp` on its own rows of the first argument;
+    the others are whole for each. As it is where rows cannot be shared evenly."""
+
+    def run(x: jax.Array, *whole: Any) -> jax.Array:
+        if x.shape[0] % shared(mesh):
+            return function(x, *whole)
+        lies = (PartitionSpec(ROWS), *[PartitionSpec()] * len(whole))
+        how = {"mesh": mesh, "in_specs": lies, "out_specs": PartitionSpec(ROWS)}
+        return jax.shard_map(function, **how, axis_names=set(ROWS), check_vma=False)(x, *whole)
+
+    return run
+
+
+def rows(mesh: Mesh | None) -> Rows | None:
+    """What the mesh makes of rows; None without one."""
+    return None if mesh is None else Rows(partial(by_rows, mesh=mesh), partial(on_own_rows, mesh=mesh))
 
 
 def vocabulary(params: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:

@@ -86,6 +86,14 @@ class Reach(NamedTuple):
     spans: Int[Array, "J 2"]
 
 
+class Rows(NamedTuple):
+    """What a mesh makes of rows, for model code that names no axis: `keep(x)` is x, lying where its rows lie, and
+    `each(f)` runs f(x, *whole) on every device's own rows of x."""
+
+    keep: Callable[[Array], Array]
+    each: Callable[[Callable[..., Array]], Callable[..., Array]]
+
+
 class Mean(NamedTuple):
     """A mean kept as its two parts, so that it stays exact under accumulation, packing and sharding."""
 
@@ -159,6 +167,7 @@ __all__ = [
     "Output",
     "Params",
     "Reach",
+    "Rows",
     "Scalar",
     "Solution",
     "State",

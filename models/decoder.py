@@ -9,7 +9,6 @@ the compiled program. The loop over layers is one `lax.scan`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from aif.types import Adapter, Edits, Output, Params, Tap
+from aif.types import Adapter, Edits, Output, Params, Rows, Tap
 
 from .experts import mixture
 from .layers import (
@@ -40,6 +39,7 @@ from .layers import (
 )
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+MIXTURE = ("router", "gate", "up", "down")  # what a mixture of experts reads
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def forward(
     cache: Cache | None = None,
     remat: str = "none",
     compute_dtype: Any = jnp.float32,
-    keep: Callable[[Array], Array] | None = None,
+    rows: Rows | None = None,
 ) -> Output:
     """Residual stream of every token after the final norm, `[B, T, D]`; `logits` turns it into logits.
 
@@ -191,7 +191,7 @@ def forward(
       tap: function of the residual after each block (and after its edit); its values come back stacked over L.
       cache: keys and values of earlier tokens; the new ones are appended and returned.
       remat: what the backward pass recomputes: none, dots (keep every matrix product), linear, full.
-      keep: says of the residual stream, on whose way it stands, where its rows lie among several devices.
+      rows: what several devices make of rows: where those of the residual stream lie, and who runs experts on them.
 
     Returns:
       Output(hidden, taps, cache).
@@ -205,7 +205,7 @@ def forward(
     cache, views = _views(config, positions, segments, branches, cache)
     h = params["embed"][tokens].astype(compute_dtype)
     h = h if config.embed_scale == 1.0 else h * jnp.asarray(config.embed_scale, compute_dtype)
-    h = h if keep is None else keep(h)
+    h = h if rows is None else rows.keep(h)
 
     def block(carry: tuple, layer: tuple) -> tuple:
         h, kv = carry
@@ -215,14 +215,14 @@ def forward(
         x = rms_norm(h, w["attn_norm"], config.norm_eps)
         mixed, kv = _attention(config, x, w, lora, view, kv, (number, offset))
         h = h + (rms_norm(mixed, w["attn_post_norm"], config.norm_eps) if config.post_norms else mixed)
-        mixed = _feed_forward(config, rms_norm(h, w["mlp_norm"], config.norm_eps), w, lora)
+        mixed = _feed_forward(config, rms_norm(h, w["mlp_norm"], config.norm_eps), w, lora, rows)
         h = h + (rms_norm(mixed, w["mlp_post_norm"], config.norm_eps) if config.post_norms else mixed)
         if "vector" in lora:
             scale = jax.lax.stop_gradient(lora["vector"]["scale"])
             h = h + (scale * lora["vector"]["u"]).astype(h.dtype)
         if steer is not None:
             h = edit(h, *steer, mask=edits.mask)  # pyright: ignore[reportOptionalMemberAccess]
-        h = h if keep is None else keep(h)
+        h = h if rows is None else rows.keep(h)
         return (h, kv), (tap(h) if tap is not None else None)
 
     if remat != "none":
@@ -298,13 +298,17 @@ def _attention(
     return linear(mixed, w["o"], lora.get("o")).reshape(B, T, -1), kv
 
 
-def _feed_forward(config: DecoderConfig, x: Float[Array, "B T D"], w: dict, lora: dict) -> Float[Array, "B T D"]:
+def _feed_forward(
+    config: DecoderConfig, x: Float[Array, "B T D"], w: dict, lora: dict, rows: Rows | None
+) -> Float[Array, "B T D"]:
     """The feed-forward part of a block: down(act(gate(x)) * up(x)), or a mixture of such."""
     shape = x.shape
     x = x.reshape(-1, shape[-1])
     if config.experts:
         many = {"count": config.experts_per_token, "norm": config.norm_experts, "act": config.act}
-        return mixture(x, w, lora, **many).reshape(shape)
+        run = partial(mixture, **many) if rows is None else rows.each(partial(mixture, **many))
+        own = [{name: parts[name] for name in MIXTURE if name in parts} for parts in (w, lora)]
+        return run(x, *own).reshape(shape)
     gate, up = linears(x, [w["gate"], w["up"]], [lora.get("gate"), lora.get("up")])
     return linear(activation(gate, config.act) * up, w["down"], lora.get("down")).reshape(shape)
 

@@ -28,7 +28,7 @@ from .families import BYTE_VOCAB, SIZES, from_hf
 from .gguf import gguf_config, read_gguf, read_header
 from .gguf_tokenizer import fast_tokenizer, gguf_tokenizer
 from .published import PUBLISHED
-from .quantised import KINDS, quantised
+from .quantised import KINDS, quantised, stored
 from .weights import Build, combined, folder_config, folder_tensors, marked, placed, read_folder, whole
 
 _TEMPLATE = (
@@ -65,7 +65,7 @@ def load(
     *,
     compute_dtype: Any = jnp.float32,
     chat_template: str | Path | None = None,
-    put: Callable[[tuple[str, ...], Any], Array] | None = None,
+    put: Callable[[tuple[str, ...], Any], Any] | None = None,
 ) -> LM:
     """A model by its name, path or Hub id.
 
@@ -82,18 +82,20 @@ def load(
     """
     marks: dict[tuple[str, ...], str] = {}
 
-    def keep(path: tuple[str, ...], shape: tuple[int, ...], build: Build) -> Array:
+    def keep(path: tuple[str, ...], shape: tuple[int, ...], build: Build) -> Any:
         """Onto the device at once: the host holds a piece of a leaf, or one leaf where several devices share it."""
         if put is None:
             leaf, marks[path] = placed(path, shape, build)
-            return quantised(leaf, bits) if bits and path[-1] == "w" and path[-2] in TARGETS else leaf
+            return quantised(leaf, bits) if bits and frozen(path) else leaf
         leaf = whole(path, shape, build)
         marks[path] = marked(path, leaf)
-        return put(path, leaf)
+        if not bits or not frozen(path):
+            return put(path, leaf)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):  # no one device has room for all of it
+            few = quantised(jnp.asarray(leaf), bits)
+        return stored(few, lambda name, x, put=put: put((*path, name), np.asarray(x)))
 
     plain, bits = _stored_as(source)
-    if bits and put is not None:
-        raise BadInput(f"{source}: weights in few bits lie on one device; take {plain} for a mesh")
     name, _, seed = plain.partition(":")
     if name in SIZES:
         if seed and not re.fullmatch(r"\d{1,9}", seed):
@@ -120,6 +122,11 @@ def load(
     if bits:
         marks["bits",] = bits
     return LM(config, params, tokenizer, source, combined(marks), compute_dtype)
+
+
+def frozen(path: tuple[str, ...]) -> bool:
+    """Whether few bits are meant for the parameter with this path: the weights of linear layers."""
+    return path[-1] == "w" and path[-2] in TARGETS
 
 
 def _stored_as(source: str) -> tuple[str, str]:
@@ -225,12 +232,24 @@ def folder_tokenizer(folder: Path, config: DecoderConfig) -> Any:
     return tokenizer
 
 
+def weightless(source: str) -> tuple[DecoderConfig, Any, Params]:
+    """The sizes of a model, its tokenizer, and its parameters as shapes with types, in few bits where it says so."""
+    plain, bits = _stored_as(source)
+    config, tokenizer = sizes(plain)
+    floats = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), shapes(config), is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+    def one(path: tuple, x: Any) -> Any:
+        few = bits and frozen(tuple(entry.key for entry in path))
+        return jax.eval_shape(partial(quantised, kind=bits), x) if few else x
+
+    return config, tokenizer, jax.tree_util.tree_map_with_path(one, floats)
+
+
 def sizes(source: str) -> tuple[DecoderConfig, Any]:
     """The sizes of a model and its tokenizer, without weights. For a published model that is not here, its sizes are
     known and a tokenizer of bytes stands in: it makes more tokens of a text, never fewer."""
-    plain, bits = _stored_as(source)
-    if bits:
-        raise BadInput(f"{source}: sizes of weights in few bits are not planned; take {plain}")
     name = source.partition(":")[0]
     if name in SIZES:
         return SIZES[name], byte_tokenizer()

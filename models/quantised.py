@@ -8,7 +8,8 @@ Only the linear layers are stored so; embeddings, head and norms stay as they ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -81,6 +82,11 @@ def quantised(weights: Float[Array, "*stack in out"], kind: str) -> Quantised:
     codes = jnp.searchsorted((levels[1:] + levels[:-1]) / 2, parts).astype(jnp.uint8)  # the nearest level
     low, high = jnp.moveaxis(codes.reshape(*stack, rows // 2, 2, out), -2, 0)
     return Quantised(low | (high << 4), scales, kind)
+
+
+def stored(x: Quantised, put: Callable[[str, Array], Array]) -> Quantised:
+    """The same weights with their codes and scales where `put(name, array)` has put them."""
+    return replace(x, codes=put("codes", x.codes), scales=put("scales", x.scales))
 
 
 def _stored(x: Any) -> bool:

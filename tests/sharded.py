@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import partial
 
@@ -17,13 +18,14 @@ from aif.objectives.logprobs import response_logprobs
 from aif.objectives.sft import sft
 from aif.policy import bind
 from aif.sampling import generate
-from aif.sharding import make_mesh, place, place_leaf
+from aif.sharding import make_mesh, place, place_leaf, shared
 from aif.sources import stacked
 from aif.steering import add
 from aif.train import Optimizer, start_state, train_step
 from aif.types import as_partial
 
-SHAPES = {"tiny-random": [(8, 1, 1), (1, 8, 1), (2, 2, 2)], "tiny-random-moe": [(1, 4, 2)]}
+SHAPES = {"tiny-random": [(8, 1, 1), (1, 8, 1), (2, 2, 2)]}
+SHAPES |= dict.fromkeys(("tiny-random-moe", "tiny-random@nf4"), [(1, 4, 2)])
 PROMPTS = [[1 + k, 7, 40 + k] for k in range(8)]
 score = jax.jit(response_logprobs)
 compiled: list[str] = []
@@ -46,7 +48,7 @@ def found(source: str, mesh, full: bool) -> dict:
     state, loss = place(start_state(trainable, jax.random.key(0)), mesh), as_partial(sft().loss)
     values = Optimizer(clip=0.0).values(5, 10)
     if mesh is not None:  # the weights and their moments really are in parts
-        parts = state.optimizer[1].mu["layers"]["up"]["w"] if full else lm.params["layers"]["up"]["w"]
+        parts = state.optimizer[1].mu["layers"]["up"]["w"] if full else jax.tree.leaves(lm.params["layers"]["up"])[0]
         assert len({str(s.index) for s in parts.addressable_shards}) == mesh.shape["fsdp"] * mesh.shape["tensor"]
     for number in range(1 if full else 2):
         compiled.clear()
@@ -63,12 +65,23 @@ def found(source: str, mesh, full: bool) -> dict:
     return jax.tree.map(np.asarray, out)
 
 
+def sorts_its_own(source: str, mesh) -> None:
+    """Every device sorts the tokens of its own rows by expert, and no others."""
+    lm = aif.load(source, put=partial(place_leaf, mesh))
+    data = build(read(bundled("tiny")).rows, lm.tokenizer, which="pair", length=384, target="discernment")
+    text = score.lower(bind(lm, mesh=mesh), next(stream(data, rows=8, seed=0))).compile().as_text()
+    sizes = {int(n) for n in re.findall(r"= \(s32\[(\d+)\].* sort\(", text)}
+    assert sizes == {8 * 384 * lm.config.experts_per_token // shared(mesh)}, sizes
+
+
 def main(source: str) -> None:
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     for full in (False, True) if source == "tiny-random" else (False,):
         alone = found(source, None, full)
         for shape in SHAPES[source][-1:] if full else SHAPES[source]:
             jax.tree.map(close, found(source, make_mesh(*shape), full), alone)
+            if source == "tiny-random-moe":
+                sorts_its_own(source, make_mesh(*shape))
             print("same", source, *shape, "full" if full else "adapter")
 
 

@@ -14,7 +14,7 @@ import pytest
 from aif.adapter import lora, merge, steering_vector
 from aif.errors import BadInput
 from aif.models.decoder import empty_cache, forward, logits
-from aif.models.layers import attention, rms_norm, rotary_angles, visible
+from aif.models.layers import attention, product, rms_norm, rotary_angles, visible
 from aif.models.module import Decoder, random_params
 from aif.steering import add, clamp, project_out
 from aif.types import Edits
@@ -322,6 +322,22 @@ def test_bfloat16_compute_keeps_shapes_and_stays_near(toy, tokens):
     got = run(toy, tokens, compute_dtype=jnp.bfloat16).hidden
     assert got.dtype == jnp.bfloat16
     assert float(jnp.abs(got.astype(jnp.float32) - want).mean()) < 0.1
+
+
+def test_narrow_products_are_rounded_once():
+    """x W of bfloat16 is the float32 product of the rounded factors, rounded; so are both gradients."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, w, ct = (jax.random.normal(k, s) for k, s in zip(keys, ((5, 7), (7, 3), (5, 3)), strict=True))
+    rounded = lambda a: np.asarray(a.astype(jnp.bfloat16), np.float32)  # noqa: E731
+    y, back = jax.vjp(product, x.astype(jnp.bfloat16), w)
+    dx, dw = back(ct.astype(jnp.bfloat16))
+    assert (y.dtype, dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    near = {"rtol": 2**-8, "atol": 1e-6}
+    np.testing.assert_allclose(np.float32(y), rounded(x) @ rounded(w), **near)
+    np.testing.assert_allclose(np.float32(dx), rounded(ct) @ rounded(w).T, **near)
+    np.testing.assert_allclose(dw, rounded(x).T @ rounded(ct), **near)
+    plain = jax.make_jaxpr(product)(x, w)
+    assert str(plain) == str(jax.make_jaxpr(lambda x, w: x @ w)(x, w))  # float32 is left as it is
 
 
 def test_models_has_one_name(monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from aif.config import check
 from aif.errors import BadInput
 from aif.hlo import collectives, flops
-from aif.models.hub import sizes
+from aif.models.hub import load, sizes
 from aif.models.published import PUBLISHED
 from aif.plan import plan
 
@@ -67,7 +67,8 @@ import dataclasses, json, sys
 from aif.config import check
 from aif.plan import plan
 config = json.loads(sys.argv[1])
-others = ({"mesh": {"fsdp": 2}}, {"adapter": {"kind": "full"}})
+few = {**config["model"], "source": "tiny-random@nf4"}
+others = ({"mesh": {"fsdp": 2}}, {"adapter": {"kind": "full"}}, {"model": few})
 found = [plan(check({**config, **other})) for other in ({}, *others)]
 print(json.dumps([dataclasses.asdict(p) for p in found]))
 """
@@ -80,7 +81,7 @@ def test_a_plan_knows_its_arrays():
     run = [sys.executable, "-c", SCRIPT, json.dumps(CONFIG)]
     done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two, full = json.loads(done.stdout)
+    one, two, full, few = json.loads(done.stdout)
     config, _ = sizes("tiny-random")
     D, L, q, kv, ff = config.width, config.layers, 64, 32, config.ff
     layer = 2 * D * q + 2 * D * kv + 3 * D * ff + 2 * D
@@ -94,6 +95,9 @@ def test_a_plan_knows_its_arrays():
     assert abs(two["flops"] / one["flops"] - 1) < 0.05  # chunks of the head are filled up differently
     assert two["collectives"]["all-gather"][1] > 0
     assert full["trained"] == full["weights"] == one["weights"]  # the reference stays beside what is trained
+    stored = sum(x.nbytes for x in jax.tree.leaves(load("tiny-random@nf4").params))
+    assert few["weights"] == stored < one["weights"] / 2
+    assert all(few[key] == one[key] for key in ("trained", "optimizer", "flops"))
 
 
 def test_what_cannot_be_planned():

@@ -15,7 +15,7 @@ from aif.adapter import lora
 from aif.config import load as load_config
 from aif.errors import BadInput
 from aif.export import export_merged
-from aif.models.hub import inspect, load, sizes
+from aif.models.hub import inspect, load
 from aif.models.quantised import NF4, floats, in_few_bits, quantised
 from aif.models.weights import read_folder
 from aif.policy import bind
@@ -111,9 +111,5 @@ def test_what_is_frozen_in_few_bits_is_not_trained_whole():
 def test_names_that_are_none():
     with pytest.raises(BadInput, match="tiny-random@int3"):
         load("tiny-random@int3")
-    with pytest.raises(BadInput, match="lie on one device; take tiny-random for a mesh"):
-        load("tiny-random@nf4", put=lambda path, leaf: leaf)
-    with pytest.raises(BadInput, match="few bits are not planned; take tiny-random"):
-        sizes("tiny-random@nf4")
     with pytest.raises(BadInput, match="an input of 7 cannot be stored"):
         quantised(jnp.ones((2, 7, 3)), "nf4")
