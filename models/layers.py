@@ -52,12 +52,17 @@ def _narrow_product(x: Array, w: Array) -> Array:
     return _summed_wide(x, w, over=(1, 0))
 
 
-def _narrow_product_backward(factors: tuple[Array, Array], ct: Array) -> tuple[Array, Array]:
-    x, w = factors
-    return _summed_wide(ct, w, over=(1, 1)), _summed_wide(x, ct, over=(0, 0))
+def _narrow_product_forward(x: Any, w: Any) -> tuple[Array, tuple[Array | None, Array]]:
+    return _narrow_product(x.value, w.value), (x.value if w.perturbed else None, w.value)
 
 
-_narrow_product.defvjp(lambda x, w: (_narrow_product(x, w), (x, w)), _narrow_product_backward)
+def _narrow_product_backward(kept: tuple[Array | None, Array], ct: Array) -> tuple[Array, Array | None]:
+    """Frozen weights get no gradient, and nothing is kept for one."""
+    x, w = kept
+    return _summed_wide(ct, w, over=(1, 1)), None if x is None else _summed_wide(x, ct, over=(0, 0))
+
+
+_narrow_product.defvjp(_narrow_product_forward, _narrow_product_backward, symbolic_zeros=True)
 
 
 def linear(x: Float[Array, "M I"], layer: Layer, lora: dict[str, Array] | None) -> Float[Array, "M O"]:

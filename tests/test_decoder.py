@@ -336,6 +336,9 @@ def test_narrow_products_are_rounded_once():
     np.testing.assert_allclose(np.float32(y), rounded(x) @ rounded(w), **near)
     np.testing.assert_allclose(np.float32(dx), rounded(ct) @ rounded(w).T, **near)
     np.testing.assert_allclose(dw, rounded(x).T @ rounded(ct), **near)
+    frozen = jax.make_jaxpr(lambda x, ct: jax.vjp(lambda x: product(x, w), x)[1](ct))
+    narrow = (x.astype(jnp.bfloat16), ct.astype(jnp.bfloat16))
+    assert str(frozen(*narrow)).count("dot_general") == 2  # y and dx: frozen weights get no gradient
     plain = jax.make_jaxpr(product)(x, w)
     assert str(plain) == str(jax.make_jaxpr(lambda x, w: x @ w)(x, w))  # float32 is left as it is
 
