@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from aif.models.hub import LM
     from aif.policy import Policy
 
-TOLERANCE = 1e-4  # of the largest number compared: float32 sums in another order
+TOLERANCE = 3e-4  # of the largest number compared: float32 sums in another order
+SLOPE = 1e-3  # the same for gradients, of the largest entry of an array
 
 
 def check(objective: Objective, lm: LM | None = None) -> None:
@@ -161,7 +162,7 @@ def _same(message: str, got: tuple[Loss, Adapter], want: tuple[Loss, Adapter]) -
                 raise AssertionError(f"{message}: {name} has {part} {float(x):.6g} against {float(y):.6g}")
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(got[1]), jax.tree.leaves(want[1]), strict=True):
         size = max(float(jnp.abs(y).max()), 1e-6)
-        if not float(jnp.abs(x - y).max()) <= 10 * TOLERANCE * size:
+        if not float(jnp.abs(x - y).max()) <= SLOPE * size:
             raise AssertionError(f"{message}: the gradient of {jax.tree_util.keystr(path)} differs")
 
 

@@ -178,6 +178,18 @@ def test_a_vector_transfers_wholly(lm, data):
     assert "still is left out" in notes[0]
 
 
+def test_what_ablation_does_to_the_base_model_is_not_removed(lm, data):
+    """A base model that leans towards letters loses its lean with the direction; all of the solution's effect goes, not
+    more."""
+    policy = two_parameters(lm.config.vocab)
+    leaning = policy.replace(params={**policy.params, "embed": policy.params["embed"].at[:, 0].set(0.7)})
+    bench = bench_of(lm, leaning, [Subject("x", vector_of(1.5, 0.0))], data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "unclear", lambda effect: "")
+        found = values(transfer.measure(bench, transfer.Options(doses=[1.0], layer=0, prompts=None)))
+    np.testing.assert_allclose(found["x", "effect removed by the shift of x"], 100.0, rtol=1e-3)
+
+
 # Metastability
 
 

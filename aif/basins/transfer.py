@@ -2,10 +2,12 @@
 
     v_i = mean over response tokens of (residual of solution i - residual of the base model), same text, per layer
     produced_i(d) = effect of (base, h <- h + d v_i at one layer) / effect of i        in the base model, at dose d
-    removed_ij    = 1 - effect of (j, h <- h - (h . vhat_i) vhat_i at every layer) / effect of j
+    removed_ij    = 1 - effect of j where both j and the base model lose v_i / effect of j
+                    losing v_i: h <- h - (h . vhat_i) vhat_i at every layer
 
 An effect is the log-odds of target over contrast answers minus the base model's, per held-out prompt; shares are ratios
-of sums over prompts. Controls: random directions with the norm of v_i at every layer. v comes from training prompts.
+of sums over prompts. What projecting a direction out does to the base model itself is no part of what it removes.
+Controls: random directions with the norm of v_i at every layer. v comes from training prompts.
 """
 
 from __future__ import annotations
@@ -63,9 +65,9 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
         found.append((subject, Direction(jnp.asarray(shift, jnp.float32), "adapter"), effect))
     out: list[Measured] = []
     for subject, direction, effect in found:
+        bench.say(f"transfer: the shift of {subject.name} in the base model")
         out += _produced(bench, options, data, before, subject, direction, effect)
-        out += _removed(bench, data, subject, effect, before, [(s, d) for s, d, _ in found if s.seed == subject.seed])
-    return out
+    return out + _removals(bench, data, found)
 
 
 def _produced(
@@ -97,24 +99,21 @@ def _produced(
     return out
 
 
-def _removed(
-    bench: Bench,
-    data: Dataset,
-    subject: Subject,
-    effect: np.ndarray,
-    before: np.ndarray,
-    shifts: list[tuple[Subject, Direction]],
-) -> list[Measured]:
-    policy = carrying(bench.base, subject.adapter)
-    key = jax.random.fold_in(bench.key, 1)
-    tried = [(s.name, d, False) for s, d in shifts] + [("random", random_direction(shifts[0][1], key), True)]
-    out = []
-    for name, direction, control in tried:
-        layers = range(policy.config.layers)
-        ablated = policy.replace(edits=project_out(direction.vector, rows=1, layers=layers))
-        left = log_odds(*losses(ablated, data, rows=bench.rows), data) - before
-        what = about(subject, "held-out prompts", len(effect), metric="transfer", unit="%")
-        title = "effect removed by a random direction" if control else f"effect removed by the shift of {name}"
-        value = partial(share, part=effect - left, whole=effect)
-        out.append(Measured(quantity=title, better="", value=value, **what))
+def _removals(bench: Bench, data: Dataset, found: list[tuple[Subject, Direction, np.ndarray]]) -> list[Measured]:
+    """Every shift of a seed, and a random direction, taken out of every solution of that seed and of the base model."""
+    score = lambda policy: log_odds(*losses(policy, data, rows=bench.rows), data)  # noqa: E731
+    layers, out = range(bench.base.config.layers), []
+    for seed in dict.fromkeys(subject.seed for subject, _, _ in found):
+        own = [(subject, direction, effect) for subject, direction, effect in found if subject.seed == seed]
+        tried = [(f"the shift of {subject.name}", direction) for subject, direction, _ in own]
+        tried.append(("a random direction", random_direction(own[0][1], jax.random.fold_in(bench.key, 1))))
+        for name, direction in tried:
+            bench.say(f"transfer: {name} taken out")
+            edits = project_out(direction.vector, rows=1, layers=layers)
+            floor = score(bench.base.replace(edits=edits))
+            for subject, _, effect in own:
+                left = score(carrying(bench.base, subject.adapter).replace(edits=edits)) - floor
+                what = about(subject, "held-out prompts", len(effect), metric="transfer", unit="%", better="")
+                value = partial(share, part=effect - left, whole=effect)
+                out.append(Measured(quantity=f"effect removed by {name}", value=value, **what))
     return out
