@@ -25,7 +25,7 @@ from aif.accounts import account
 from aif.adapter import change, changed
 from aif.assembly import Findings, assemble
 from aif.basins import Bench, Measured, Subject
-from aif.cache import Cache, digest
+from aif.cache import Cache, content_hash, digest
 from aif.config import Config
 from aif.corpus.check import overlap
 from aif.directions import as_adapter, mean_difference, response_means, save_direction
@@ -243,7 +243,8 @@ def measure(run: Comparison, bench: Bench) -> list[Measured]:
     for metric, options in config.measure.items():
         with run.phase(metric):
             module, checked = plugin("basins", metric, options, f"measure.{metric}")
-            identity = {**decided, "metric": metric, "options": checked.model_dump(mode="json")}
+            source = content_hash(Path(module.__file__ or "").read_text())  # another definition is another metric
+            identity = {**decided, "metric": metric, "source": source, "options": checked.model_dump(mode="json")}
             found, notes = kept_measure(e.cache, identity, lambda m=module, o=checked: m.measure(bench, o), run.notes)
             out += found
             run.notes[:] = notes
