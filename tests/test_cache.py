@@ -9,6 +9,7 @@ import pytest
 
 from aif.basins import Measured, efficiency, ratio
 from aif.cache import STAGE, Cache, content_hash, digest
+from aif.checkpoint import WAYPOINTS
 from aif.measured import packed, unpacked
 
 
@@ -67,11 +68,14 @@ def test_a_stage_is_lent_from_run_to_run(tmp_path):
     one.mkdir(parents=True)
     for name in STAGE:
         (one / name).write_text(f"{name} of one")
+    (one / WAYPOINTS).mkdir()
+    (one / WAYPOINTS / "3.safetensors").write_text("after step 3")
     cache = Cache(tmp_path / "cache")
     assert not cache.fetch("id", two)
     cache.publish("id", one)
     assert cache.fetch("id", two) and not cache.fetch("id", two)  # a folder that holds anything is left alone
     assert [(two / name).read_text() for name in STAGE] == [f"{name} of one" for name in STAGE]
+    assert (two / WAYPOINTS / "3.safetensors").read_text() == "after step 3"
     assert not Cache(tmp_path / "cache", read=False).fetch("id", tmp_path / "three")
     assert not [p for p in tmp_path.rglob("*.tmp")]
 
