@@ -89,6 +89,18 @@ def test_overlap_is_of_spaces():
     np.testing.assert_allclose(geometry.overlaps(x, y), [0.5], atol=1e-6)
 
 
+def test_what_nothing_changes_is_no_row(lm, data):
+    """A vector at one of three layers is one weight matrix: an interval over matrices has nothing else to draw."""
+    x, y = (
+        {"vector": {"u": jnp.zeros((3, 2)).at[1].set(jnp.array(u)), "scale": jnp.ones(3)}} for u in ([1.0, 0], [1.0, 1])
+    )
+    bench = bench_of(lm, two_parameters(lm.config.vocab), [Subject("x", x), Subject("y", y)], data)
+    found = {m.quantity: m for m in geometry.measure(bench, geometry.Options(controls=0))}
+    one = found["cosine with x"]
+    assert one.rows == 1
+    np.testing.assert_allclose(one.value(np.ones(1)), 0.5**0.5, rtol=1e-5)
+
+
 def test_a_straight_path_has_one_component(adapter):
     """Points at 0, 1 and 3 times x: one component holds them, centred at 4/3, in units of the effective norm."""
     path = [rescale(adapter, f) for f in (0.0, 1.0, 3.0)]

@@ -40,8 +40,8 @@ def measure(bench: Bench, options: Options) -> list[Measured]:
     out: list[Measured] = []
     for first, second in pairs(bench, options.controls):
         products = alignment(first.adapter, second.adapter)
-        what = about(second, "weight matrices", products["both"].size, metric="geometry")
-        flat = {name: x.ravel() for name, x in products.items()}
+        flat = moving({name: x.ravel() for name, x in products.items()})
+        what = about(second, "weight matrices", len(flat["both"]), metric="geometry")
         name = f"cosine with {first.name}"
         out.append(Measured(quantity=name, unit="cosine", better="", value=partial(cosine, **flat), **what))
         layers = {"x": tuple(map(float, range(products["both"].shape[1]))), "x_label": "layer"}
@@ -88,6 +88,12 @@ def alignment(x: Adapter, y: Adapter) -> dict[str, Float[np.ndarray, "M L"]]:
     return out
 
 
+def moving(products: dict[str, Float[np.ndarray, "M ..."]]) -> dict[str, Float[np.ndarray, "N ..."]]:
+    """Without the matrices that nothing changes, which an interval over matrices must not draw: a vector has one."""
+    some = np.any([x.reshape(len(x), -1).any(axis=1) for x in products.values()], axis=0)
+    return {name: x[some] for name, x in products.items()}
+
+
 def cosine(w: np.ndarray, *, both: np.ndarray, own: np.ndarray, other: np.ndarray) -> Any:
     """(w . <x, y>) / sqrt((w . ||x||^2) (w . ||y||^2)); 0 where one of them is zero."""
     size = np.sqrt((w @ own) * (w @ other))
@@ -115,7 +121,8 @@ def paths(bench: Bench) -> list[Measured]:
     seed = next(iter(bench.paths))[1]
     ways = {arm: way for (arm, s), way in bench.paths.items() if s == seed}
     bench.say(f"geometry: paths of {', '.join(ways)}")
-    parts, variance = components(products([x for way in ways.values() for x in way.values()]), COMPONENTS)
+    found = moving({"products": products([x for way in ways.values() for x in way.values()])})
+    parts, variance = components(found["products"], COMPONENTS)
     what = {"metric": "geometry", "better": "", "row_name": "weight matrices", "rows": len(parts)}
     out, first = [], 0
     for arm, way in ways.items():

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from aif.adapter import random_like
 from aif.basins import Bench, Further, Measured, Subject
-from aif.basins.geometry import about, alignment, cosine
+from aif.basins.geometry import about, alignment, cosine, moving
 from aif.basins.norms import moved
 from aif.basins.scoring import carrying, losses
 from aif.basins.stability import perturb, too_small
@@ -72,7 +72,7 @@ def _toggled(
     out = []
     for other in known:
         parts = [alignment(x, other.adapter) for x in path]
-        stacked = {key: np.stack([p[key].ravel() for p in parts], axis=1) for key in parts[0]}
+        stacked = moving({key: np.stack([p[key].ravel() for p in parts], axis=1) for key in parts[0]})
         what = about(who, "weight matrices", len(stacked["both"]), metric="metastability", better="")
         last = {key: x[:, -1] for key, x in stacked.items()}
         name = f"cosine with {other.name}"
@@ -80,7 +80,7 @@ def _toggled(
             Measured(quantity=f"{name}, by step", unit="cosine", value=partial(cosine, **stacked), **axis, **what)
         )
         out.append(Measured(quantity=name, unit="cosine", value=partial(cosine, **last), **what))
-    squares = np.stack([alignment(x, x)["both"].ravel() for x in path], axis=1)
+    squares = moving({"own": np.stack([alignment(x, x)["both"].ravel() for x in path], axis=1)})["own"]
     what = about(who, "weight matrices", len(squares), metric="metastability", better="")
     out.append(Measured(quantity="norm, by step", unit="norm", value=partial(norm, squares=squares), **axis, **what))
     return out
