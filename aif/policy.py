@@ -65,7 +65,8 @@ class Policy:
     @property
     def head(self) -> Head:
         """The vocabulary head: a call turns hidden states into logits; `weight` is `[V, D]`."""
-        return Head(head(self.gathered.params), self.config.logit_cap, shared(self.mesh))
+        whole = self.mesh is not None and self.mesh.shape["tensor"] > 1
+        return Head(head(self.gathered.params), self.config.logit_cap, shared(self.mesh), whole)
 
     def replace(self, **values: Any) -> Policy:
         """The same policy with other values."""

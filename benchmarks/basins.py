@@ -1,7 +1,7 @@
 """Time of the three basin metrics of one LoRA solution on SmolLM2-135M, beside the same loop written plainly in torch.
 
     python benchmarks/basins.py --torch .venv-torch/bin/python              # a few passes of each, taking turns
-    python benchmarks/basins.py --full                                      # ours alone, at full size
+    python benchmarks/basins.py --full [--dtype bfloat16]                   # ours alone, at full size
 
 Full size: 10 noise seeds x 12 eps, 10 norms, 64 rows of at most 128 tokens, 32 texts of 256 tokens, a random twin
 beside the solution. The adapter is Gaussian, rank 16 on every linear layer: time does not depend on its values. Losses
@@ -25,9 +25,10 @@ from step_time import HERE, MODEL, spawn
 ROWS, TOKENS, TEXTS, TEXT_TOKENS, ALPHA = 64, 128, 32, 256, 32.0
 
 
-def problem(rows: int = ROWS):
+def problem(rows: int = ROWS, dtype: str = "float32"):
     """The bench: model, a Gaussian adapter, rows cut to TOKENS tokens."""
     import jax
+    import jax.numpy as jnp
 
     import aif
     from aif.adapter import lora, random_like, to_norm
@@ -44,7 +45,7 @@ def problem(rows: int = ROWS):
     cut = [_cut(lm.tokenizer, row) for row in read(bundled("discernment")).rows[:rows]]
     data = build(cut, lm.tokenizer, which="target", length=TOKENS, target="discernment")
     return Bench(
-        base=aif.bind(lm),
+        base=aif.bind(lm, compute_dtype=jnp.dtype(dtype)),
         subjects=[Subject("solution", adapter)],
         target=data,
         alternatives=data,
@@ -161,15 +162,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--texts", type=int, default=TEXTS)
     parser.add_argument("--full", action="store_true", help="ours alone, at full size, compilation included")
+    parser.add_argument("--dtype", default="float32", help="what --full computes in: float32 or bfloat16")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.one or args.full:
+        from aif.__main__ import with_huge_pages
+
+        with_huge_pages()  # as the command line does
     if args.one:
         print(json.dumps(one_pass(args.one, args.rows, args.texts)))
     elif args.full:
         from aif.basins import efficiency, stability
 
         norms = efficiency.Options().factors  # pyright: ignore[reportCallIssue]
-        found = ours(problem(), norms, stability.Options().eps, 10, 1)  # pyright: ignore[reportCallIssue]
+        found = ours(problem(dtype=args.dtype), norms, stability.Options().eps, 10, 1)  # pyright: ignore[reportCallIssue]
         print(json.dumps(found | {"total_seconds": sum(found["seconds"].values())}))
     else:
         beside(args)

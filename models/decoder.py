@@ -102,12 +102,14 @@ class DecoderConfig:
 class Head:
     """The vocabulary head: hidden `[..., D]` -> logits `[..., V]` = capped(hidden E^T), in float32.
 
-    `shared` devices share its rows among them, so that chunks of rows may be so many times as long.
+    `shared` devices share the hidden states' rows among them, so that so many times as many may meet it at a time;
+    `whole` says that devices share its own rows, which are best left together.
     """
 
     weight: Float[Array, "V D"]
     cap: float | None = field(default=None, metadata={"static": True})
     shared: int = field(default=1, metadata={"static": True})
+    whole: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, hidden: Float[Array, "*shape D"]) -> Float[Array, "*shape V"]:
         weight = self.weight.astype(hidden.dtype)

@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 from aif.batches import build, once
 from aif.models.decoder import forward
 from aif.objectives.logprobs import (
+    Cut,
     gathered_logprobs,
     group_logsumexp,
     response_logprobs,
@@ -22,8 +23,8 @@ from aif.objectives.logprobs import (
 )
 from aif.objectives.sft import sft
 
-M, D, V = 23, 8, 31
-CHUNKS = [1, 4, 7, 23, 64]
+M, D, V = 23, 8, 36
+CUTS = [Cut(*cut) for cut in ((1, 36), (4, 9), (7, 1), (23, 4), (64, 18))]
 TARGET = "discernment"
 
 
@@ -39,19 +40,19 @@ def plain(hidden, head, targets, cap=None):
     return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1)[:, 0]
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-def test_gathered_logprobs_are_log_softmax(flat, chunk):
+@pytest.mark.parametrize("cut", CUTS)
+def test_gathered_logprobs_are_log_softmax(flat, cut):
     hidden, head, targets, _ = flat
-    got = gathered_logprobs(hidden, head, targets, chunk)
+    got = gathered_logprobs(hidden, head, targets, cut)
     np.testing.assert_allclose(got, plain(hidden, head, targets), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(("chunk", "cap"), [*((chunk, None) for chunk in CHUNKS), (CHUNKS[0], 1.5)])
-def test_gradient_is_that_of_the_plain_formula(flat, chunk, cap):
+@pytest.mark.parametrize(("cut", "cap"), [*((cut, None) for cut in CUTS), (CUTS[1], 1.5)])
+def test_gradient_is_that_of_the_plain_formula(flat, cut, cap):
     """Frozen head (the slope is kept from the forward pass) and trained head (logits are rebuilt), under a loss that is
     not linear in the log-probabilities; the cap is Gemma 2's."""
     hidden, head, targets, weights = flat
-    mine = lambda h, e: jnp.sum(weights * jnp.exp(gathered_logprobs(h, e, targets, chunk, cap) / 4))  # noqa: E731
+    mine = lambda h, e: jnp.sum(weights * jnp.exp(gathered_logprobs(h, e, targets, cut, cap) / 4))  # noqa: E731
     theirs = lambda h, e: jnp.sum(weights * jnp.exp(plain(h, e, targets, cap) / 4))  # noqa: E731
     want = jax.jit(jax.grad(theirs, argnums=(0, 1)))(hidden, head)
     both = jax.jit(jax.grad(mine, argnums=(0, 1)))(hidden, head)
@@ -63,13 +64,13 @@ def test_gradient_is_that_of_the_plain_formula(flat, chunk, cap):
 
 def test_gradient_against_finite_differences(flat):
     hidden, head, targets, weights = flat
-    loss = lambda h, e: jnp.mean(weights * gathered_logprobs(h, e, targets, 7))  # noqa: E731
+    loss = lambda h, e: jnp.mean(weights * gathered_logprobs(h, e, targets, Cut(7, 12)))  # noqa: E731
     check_grads(jax.jit(loss), (hidden, head), order=1, modes=["rev"], atol=2e-3, rtol=2e-3)
 
 
 def test_extreme_logits_stay_finite():
     hidden, head = jnp.array([[1e4, 0.0]]), jnp.array([[1.0, 0.0], [-1.0, 0.0]])
-    got, slope = jax.value_and_grad(lambda h: gathered_logprobs(h, head, jnp.array([1]), 4)[0])(hidden)
+    got, slope = jax.value_and_grad(lambda h: gathered_logprobs(h, head, jnp.array([1]), Cut(4, 1))[0])(hidden)
     np.testing.assert_allclose(got, -2e4)
     np.testing.assert_allclose(slope, [[-2.0, 0.0]])
 

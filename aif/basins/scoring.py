@@ -19,12 +19,12 @@ from jaxtyping import Float
 
 from aif.adapter import changed
 from aif.batches import Dataset, once
-from aif.objectives.logprobs import response_sums, token_logprobs
+from aif.models.decoder import Head
+from aif.objectives.logprobs import Cut, response_sums, token_logprobs, vocabulary_kl
 from aif.policy import Policy
 from aif.sharding import host, shared
 from aif.types import Adapter, Batch, as_partial
 
-CHUNK = 128  # positions whose two full next-token distributions are held at a time
 AT_A_TIME = 2048  # tokens of a batch, at least: without a backward pass memory allows it, and long GEMMs pay
 Family = Callable[[Any], Adapter]
 
@@ -131,18 +131,24 @@ def _scored(policy: Policy, batch: Batch) -> Array:
 @jax.jit
 def _divergences(policy: Policy, reference: Policy, batches: Batch) -> Array:
     at = lambda batch: (_scored(reference, batch), _scored(policy, batch)[None])  # noqa: E731
-    return jax.lax.map(lambda batch: _kl(reference, lambda k: policy, *at(batch), batch)[0], batches)
+    return jax.lax.map(lambda batch: _kl(reference.head, policy.head, *at(batch), batch)[0], batches)
 
 
 @partial(jax.jit, static_argnames="together")
 def _grid_divergences(base: Policy, family: Any, points: Any, batches: Batch, *, together: bool) -> Array:
-    """`[P, batches, B, R]`; the reference's distribution is made once for all points."""
+    """`[P, batches, B, R]`; the reference's distribution is made once for all points, unless they move the head."""
     policy = lambda k: carrying(base, family(jax.tree.map(lambda x: x[k], points)))  # noqa: E731
     count = jnp.arange(len(jax.tree.leaves(points)[0]))
 
     def one(batch: Batch) -> Array:
-        hidden = _over(lambda k: _scored(policy(k), batch), count, together)
-        return _kl(base, policy, _scored(base, batch), hidden, batch)
+        rest = _scored(base, batch)
+        if policy(0).params is base.params:
+            return _kl(base.head, base.head, rest, _over(lambda k: _scored(policy(k), batch), count, together), batch)
+
+        def apart(k: Array) -> Array:
+            return _kl(base.head, policy(k).head, rest, _scored(policy(k), batch)[None], batch)[0]
+
+        return jax.lax.map(apart, count)
 
     return jnp.moveaxis(jax.lax.map(one, batches), 0, 1)
 
@@ -151,24 +157,14 @@ def _over(at: Callable[[Any], Array], points: Any, together: bool) -> Array:
     return jax.vmap(at)(points) if together else jax.lax.map(at, points)
 
 
-def _kl(
-    reference: Policy, policy: Callable[[Any], Policy], at_rest: Array, hidden: Array, batch: Batch
-) -> Float[Array, "P B R"]:
-    """KL(reference || policy(k)) from the scored residuals `[M, D]` and `[P, M, D]`, CHUNK positions at a time."""
-    P, M, D = hidden.shape
-    short = -M % CHUNK
-    rest = jnp.pad(at_rest, ((0, short), (0, 0))).reshape(-1, CHUNK, D)
-    moved = jnp.pad(hidden, ((0, 0), (0, short), (0, 0))).reshape(P, -1, CHUNK, D).swapaxes(0, 1)
-
-    def chunk(pair: tuple[Array, Array]) -> Array:
-        log_p = jax.nn.log_softmax(reference.head(pair[0]), axis=-1)
-        p = jnp.exp(log_p)
-
-        def divergence(k: Array) -> Array:
-            log_q = jax.nn.log_softmax(policy(k).head(pair[1][k]), axis=-1)
-            return jnp.sum(p * (log_p - log_q), axis=-1)
-
-        return jax.lax.map(divergence, jnp.arange(P))
-
-    per_token = jax.lax.map(chunk, (rest, moved)).swapaxes(0, 1).reshape(P, -1)[:, :M]
+def _kl(head_p: Head, head_q: Head, p: Array, q: Array, batch: Batch) -> Float[Array, "P B R"]:
+    """KL of the next token, summed over each response, from the scored residuals `[M, D]` and `[P, M, D]`."""
+    P, M, D = q.shape
+    cut = Cut.of(head_p, M)
+    size = min(cut.positions, M)
+    short = -M % size
+    p = jnp.pad(p, ((0, short), (0, 0))).reshape(-1, size, D)
+    q = jnp.pad(q, ((0, 0), (0, short), (0, 0))).reshape(P, -1, size, D).swapaxes(0, 1)
+    per_token = jax.lax.map(lambda pair: vocabulary_kl(pair[0], head_p, pair[1], head_q, cut.tile), (p, q))
+    per_token = per_token.swapaxes(0, 1).reshape(P, -1)[:, :M]
     return jax.vmap(lambda x: response_sums(x.reshape(batch.index.shape), batch))(per_token)

@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from aif.models.decoder import Head
-from aif.objectives.logprobs import CHUNK, Chunks, same_group
+from aif.objectives.logprobs import Chunks, Cut, same_group, vocabulary_kl
 from aif.policy import Policy
 from aif.types import Batch, Scalar
 
@@ -49,6 +49,8 @@ def exact(policy: Policy, hidden: Array, logps: Float[Array, "B N"], batch: Batc
     return divergence(picked, batch.extras["reference_hidden"], policy.head, policy.head, asked=there)
 
 
+AT_A_TIME = 256  # positions that are asked for or left out together
+
 KL = {"k1": k1, "k3": k3, "exact": exact}
 
 
@@ -64,15 +66,12 @@ def divergence(
 
     Chunks of positions of which none is `asked` for cost nothing and give 0.
     """
-    chunks = Chunks.of(p.shape[:2], CHUNK * head_p.shared)
+    at_a_time = AT_A_TIME * head_p.shared
+    chunks, cut = Chunks.of(p.shape[:2], at_a_time), Cut.of(head_p, at_a_time)
     asked = jnp.ones(p.shape[:2], bool) if asked is None else asked
     wanted = chunks.split(asked).any(axis=1)
 
-    @jax.checkpoint
-    def one(pair: tuple[Float[Array, "C D"], Float[Array, "C D"]]) -> Float[Array, "C"]:
-        log_p, log_q = (jax.nn.log_softmax(head(x)) for head, x in zip((head_p, head_q), pair, strict=True))
-        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
+    one = lambda pair: vocabulary_kl(pair[0], head_p, pair[1][None], head_q, cut.tile)[0]  # noqa: E731
     nothing = lambda pair: jnp.zeros(len(pair[0]))  # noqa: E731
     pairs = (chunks.split(p), chunks.split(q))
     return chunks.joined(jax.lax.map(lambda x: jax.lax.cond(x[0], one, nothing, x[1]), (wanted, pairs)))
