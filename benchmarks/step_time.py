@@ -7,6 +7,8 @@ SmolLM2-135M-Instruct, LoRA of rank 16 on every linear layer, float32. Every mea
 and the other tool's alternate `--repeats` times, and the table shows medians of the processes' own medians.
 
     step        4 x 256 random tokens, all scored, against torch eager + peft
+    compiled    the same against torch.compile, which needs a C++ compiler
+    full        the same, every weight trained, against torch eager
     corpus      the bundled corpus, useful (non-padding) tokens a second, against TRL's SFTTrainer
     objectives  a dpo and an efe step against an sft step on the same packed tokens; prefix sharing; zero edits
     compile     the first step, cold and from the compilation cache
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -51,14 +54,17 @@ def peak_mb() -> float:
 class Stepper:
     """A training state whose steps can be timed; it must not be shared between objectives."""
 
-    def __init__(self, policy, objective):
+    def __init__(self, policy, objective, full: bool = False):
         import jax
+        import jax.numpy as jnp
 
         from aif.adapter import lora
         from aif.train import Optimizer, as_partial, start_state
 
-        self.policy, self.loss = policy, as_partial(objective.loss)
-        self.state = start_state(lora(policy.config, rank=16, alpha=32, key=jax.random.key(0)), jax.random.key(1))
+        self.policy, self.loss, self.full = policy, as_partial(objective.loss), full
+        copied = lambda: jax.tree.map(jnp.copy, policy.params)  # noqa: E731  a step gives its buffers back
+        trained = copied() if full else lora(policy.config, rank=16, alpha=32, key=jax.random.key(0))
+        self.state = start_state(trained, jax.random.key(1))
         self.values = Optimizer(learning_rate=1e-4, schedule="constant").values(0, 1)
 
     def __call__(self, batch) -> float:
@@ -68,7 +74,7 @@ class Stepper:
         from aif.train import train_step
 
         stack = jax.tree.map(lambda x: np.asarray(x)[None], batch)
-        self.state, log = train_step(self.state, self.policy, stack, self.loss, self.values, full=False)
+        self.state, log = train_step(self.state, self.policy, stack, self.loss, self.values, full=self.full)
         return float(log["loss"].value)
 
 
@@ -97,15 +103,19 @@ def random_batch(rows: int, length: int, vocab: int):
     return Batch(*parts, extras={})  # type: ignore[arg-type]
 
 
-def ours_step() -> dict:
+def ours_step(full: bool = False) -> dict:
     """Tokens a second of one step on 4 x 256 tokens, its compile time, and the peak of memory."""
     from aif.objectives.sft import sft
 
     policy, _ = model()
-    batch, step = random_batch(4, 256, policy.config.vocab), Stepper(policy, sft())
+    batch, step = random_batch(4, 256, policy.config.vocab), Stepper(policy, sft(), full)
     first = timed(lambda: step(batch))
     seconds = median_seconds(lambda: step(batch))
     return {"tokens_per_second": 4 * 256 / seconds, "first_step": first, "step": seconds, "peak_mb": peak_mb()}
+
+
+def ours_full() -> dict:
+    return ours_step(full=True)
 
 
 def ours_corpus() -> dict:
@@ -232,11 +242,13 @@ def row(what: str, mine: str, other: str = "", ratio: str = "") -> None:
     print(f"| {what} | {mine} | {other} | {ratio} |", flush=True)
 
 
-def bench_step(peer: Path, folder: Path, repeats: int) -> None:
-    command = [str(peer), str(HERE / "peers" / "torch_step.py"), "--model", str(folder)]
-    mine, torch = alternate(repeats, lambda: ours("step"), lambda: spawn(command))
+def bench_step(
+    peer: Path, folder: Path, repeats: int, *, what="LoRA step 4 x 256, torch eager + peft", name="step", flags=()
+) -> None:
+    command = [str(peer), str(HERE / "peers" / "torch_step.py"), "--model", str(folder), *flags]
+    mine, torch = alternate(repeats, lambda: ours(name), lambda: spawn(command))
     a, b = median_of(mine, "tokens_per_second"), median_of(torch, "tokens_per_second")
-    row("LoRA step 4 x 256, torch eager + peft, tokens/s", f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}")
+    row(f"{what}, tokens/s", f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}")
     a, b = median_of(mine, "peak_mb"), median_of(torch, "peak_memory_mb")
     row("the same, peak memory, MB", f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}")
 
@@ -288,6 +300,8 @@ def bench_import(peer: Path, folder: Path, repeats: int) -> None:
 
 BENCHES = {
     "step": bench_step,
+    "compiled": partial(bench_step, what="LoRA step 4 x 256, torch.compile + peft", flags=("--compile",)),
+    "full": partial(bench_step, what="full step 4 x 256, torch eager", name="full", flags=("--full",)),
     "corpus": bench_corpus,
     "objectives": bench_objectives,
     "compile": bench_compile,
@@ -310,7 +324,7 @@ def main() -> None:
         print(json.dumps(globals()[f"ours_{args.one}"]()))
         return
     chosen = args.only.split(",")
-    if {"step", "corpus"} & {*chosen} and not args.folder.exists():
+    if {"step", "compiled", "full", "corpus"} & {*chosen} and not args.folder.exists():
         from aif.models.hub import fetch
 
         make = str(HERE / "peers" / "make_hf_folder.py")

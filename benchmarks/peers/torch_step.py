@@ -1,4 +1,6 @@
-"""Time a plain torch train step: eager, a peft LoRA adapter on every linear layer, AdamW, float32, on random tokens.
+"""Time a plain torch train step: a peft LoRA adapter on every linear layer (or `--full`), eager (or `--compile`).
+
+AdamW, float32, random tokens.
 
     pip install torch transformers peft accelerate safetensors     # an environment of its own
     python torch_step.py --model smollm2-135m --batch 4 --length 256 --steps 8
@@ -28,6 +30,8 @@ def main() -> None:
     parser.add_argument("--alpha", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--full", action="store_true", help="train every weight, without an adapter")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, which needs a C++ compiler")
     args = parser.parse_args()
     if args.steps < 1:
         parser.error("--steps must be at least 1")
@@ -42,12 +46,16 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     model.config.use_cache = False
-    lora = peft.LoraConfig(
-        r=args.rank, lora_alpha=args.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    model = peft.get_peft_model(model, lora).train()
+    if not args.full:
+        lora = peft.LoraConfig(
+            r=args.rank, lora_alpha=args.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        model = peft.get_peft_model(model, lora)
+    model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr)
+    if args.compile:
+        model = torch.compile(model, dynamic=False)
     # One batch, seen at every step, so that the losses must fall
     tokens = torch.randint(0, model.config.vocab_size, (args.batch, args.length))
 
