@@ -183,6 +183,8 @@ def analysed(done: dict, R: dict, axes: dict[str, list[Mix]], seeds: list[int]) 
         }
     slopes = {}
     for axis, mixes in axes.items():
+        if len(mixes) < 2:
+            continue  # one point has no slope
         x = np.array([points[m]["R"] if axis == "coherence" else np.log2(m.prompts) for m in mixes])
         y = np.array([points[m]["effect"] for m in mixes])
         samples = slope(x, np.stack([resampled[m] for m in mixes], axis=-1))
