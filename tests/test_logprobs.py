@@ -11,7 +11,7 @@ import pytest
 from jax.test_util import check_grads
 
 from aif.batches import build, once
-from aif.models.decoder import forward
+from aif.models.decoder import Head, forward
 from aif.objectives.logprobs import (
     Cut,
     gathered_logprobs,
@@ -20,6 +20,7 @@ from aif.objectives.logprobs import (
     response_sums,
     same_group,
     token_logprobs,
+    vocabulary_kl,
 )
 from aif.objectives.sft import sft
 
@@ -60,6 +61,39 @@ def test_gradient_is_that_of_the_plain_formula(flat, cut, cap):
     np.testing.assert_allclose(both[1], want[1], rtol=0, atol=2e-6)
     np.testing.assert_allclose(jax.jit(jax.grad(mine))(hidden, head), want[0], rtol=0, atol=2e-6)
     np.testing.assert_allclose(jax.jit(jax.grad(mine, argnums=1))(hidden, head), want[1], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("tile", [1, 9, 36])
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_kl_over_the_vocabulary_is_that_of_two_log_softmaxes(flat, tile, cap):
+    """Values for two q of every p, and the gradients with respect to all four arguments."""
+    p, head_p, _, weights = flat
+    q, head_q = jnp.stack([p[::-1], 2 * p]), head_p[::-1] + 0.1
+    logits = lambda h, e: h @ e.T if cap is None else cap * jnp.tanh(h @ e.T / cap)  # noqa: E731
+
+    def plain_kl(p, head_p, q, head_q):
+        log_p, log_q = (jax.nn.log_softmax(logits(*x)) for x in ((p, head_p), (q, head_q)))
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+    mine = lambda p, e, q, f: vocabulary_kl(p, Head(e, cap), q, Head(f, cap), tile)  # noqa: E731
+    parts = (p, head_p, q, head_q)
+    np.testing.assert_allclose(jax.jit(mine)(*parts), jax.jit(plain_kl)(*parts), rtol=2e-6, atol=2e-6)
+    slopes = [jax.jit(jax.grad(lambda *x, f=f: jnp.sum(weights * f(*x)), range(4)))(*parts) for f in (mine, plain_kl)]
+    for got, want in zip(*slopes, strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("vocab", [49152, 151936, 128256, 262144, 200064, 50257, 32064])
+def test_tiles_divide_the_vocabulary_and_keep_few_logits(vocab):
+    for positions in (1, 300, 5000):
+        cut = Cut.of(Head(jnp.zeros((vocab, 1))), positions)
+        assert vocab % cut.tile == 0
+        assert min(cut.positions, positions) * cut.tile <= 2**22
+    assert Cut.of(Head(jnp.zeros((vocab, 1)), whole=True), 5000) == Cut(256, vocab)
+
+
+def test_a_prime_vocabulary_is_not_cut():
+    assert Cut.of(Head(jnp.zeros((49157, 1))), 5000) == Cut(256, 49157)
 
 
 def test_gradient_against_finite_differences(flat):

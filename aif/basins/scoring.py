@@ -20,7 +20,7 @@ from jaxtyping import Float
 from aif.adapter import changed
 from aif.batches import Dataset, once
 from aif.models.decoder import Head
-from aif.objectives.logprobs import Cut, response_sums, token_logprobs, vocabulary_kl
+from aif.objectives.logprobs import Chunks, Cut, response_sums, token_logprobs, vocabulary_kl
 from aif.policy import Policy
 from aif.sharding import host, shared
 from aif.types import Adapter, Batch, as_partial
@@ -159,12 +159,9 @@ def _over(at: Callable[[Any], Array], points: Any, together: bool) -> Array:
 
 def _kl(head_p: Head, head_q: Head, p: Array, q: Array, batch: Batch) -> Float[Array, "P B R"]:
     """KL of the next token, summed over each response, from the scored residuals `[M, D]` and `[P, M, D]`."""
-    P, M, D = q.shape
-    cut = Cut.of(head_p, M)
-    size = min(cut.positions, M)
-    short = -M % size
-    p = jnp.pad(p, ((0, short), (0, 0))).reshape(-1, size, D)
-    q = jnp.pad(q, ((0, 0), (0, short), (0, 0))).reshape(P, -1, size, D).swapaxes(0, 1)
-    per_token = jax.lax.map(lambda pair: vocabulary_kl(pair[0], head_p, pair[1], head_q, cut.tile), (p, q))
-    per_token = per_token.swapaxes(0, 1).reshape(P, -1)[:, :M]
+    cut = Cut.of(head_p, len(p))
+    chunks = Chunks.of((len(p),), cut.positions)
+    pairs = (chunks.split(p), jax.vmap(chunks.split, out_axes=1)(q))
+    found = jax.lax.map(lambda pair: vocabulary_kl(pair[0], head_p, pair[1], head_q, cut.tile), pairs)
+    per_token = jax.vmap(chunks.joined, in_axes=1)(found)
     return jax.vmap(lambda x: response_sums(x.reshape(batch.index.shape), batch))(per_token)

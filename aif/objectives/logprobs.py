@@ -31,6 +31,7 @@ from aif.types import Batch
 POSITIONS = 2048  # hidden states that meet the head at a time, at most
 LOGITS = 2**21  # logits that are held at a time, about
 TILE = 1024  # rows of the head in a tile, at least about
+FEW = 256  # hidden states that meet a head which is not cut
 
 
 class Cut(NamedTuple):
@@ -47,7 +48,7 @@ class Cut(NamedTuple):
         wish = max(LOGITS // max(min(positions // head.shared, POSITIONS), 1), TILE)
         tiles = [V // n for n in range(1, V // TILE + 1) if V % n == 0 and V // n > TILE // 2] or [V]
         tile = V if head.whole else min(tiles, key=lambda tile: abs(math.log(tile / wish)))
-        return cls(min(max(LOGITS // tile, 256), POSITIONS) * head.shared, tile)
+        return cls(min(max(LOGITS // tile, FEW), POSITIONS) * head.shared, tile)
 
 
 def token_logprobs(policy: Policy, batch: Batch) -> Float[Array, "B N"]:
@@ -66,7 +67,7 @@ def judged_tokens(policy: Policy, batch: Batch) -> tuple[Float[Array, "B N"], Bo
     """`token_logprobs`, and whether each scored token is the likeliest where it stands; without a gradient."""
     hidden, head = policy(batch).hidden, policy.head
     picked = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
-    chunks = Chunks.of(batch.targets.shape, 256 * head.shared)
+    chunks = Chunks.of(batch.targets.shape, FEW * head.shared)
 
     def judge(xs: tuple[Array, Array]) -> tuple[Array, Array]:
         logits = head(xs[0])
